@@ -1,0 +1,132 @@
+"""Nothing half-made looks finished, and what is finished tells how it was made.
+
+An artifact is a folder. It is written as `NAME.draft`; its `manifest.json` goes in last; one rename makes it real. The
+manifest holds what was computed and how, the facts its stage knew, a checksum of every file, and the hash of each
+input's manifest, so that the record from raw text to model card is one chain.
+"""
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from ahkio.core.errors import UserError
+
+MANIFEST = "manifest.json"
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """A finished folder and what its manifest says."""
+
+    path: Path
+
+    @cached_property
+    def manifest(self) -> dict[str, Any]:
+        try:
+            manifest: dict[str, Any] = json.loads((self.path / MANIFEST).read_bytes())
+        except (OSError, ValueError) as error:
+            raise UserError(
+                f"{self.path / MANIFEST} can't be read ({error}); delete {self.path} and build again."
+            ) from error
+        return manifest
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        facts: dict[str, Any] = self.manifest["facts"]
+        return facts
+
+    @cached_property
+    def digest(self) -> str:
+        """Hash of the manifest, and through its checksums and inputs of everything that led here."""
+        return sha256(self.path / MANIFEST)
+
+    def verify(self) -> None:
+        """Raise if a file is missing or differs from its checksum in the manifest."""
+        for name, entry in self.manifest["files"].items():
+            path = self.path / name
+            if not path.is_file() or path.stat().st_size != entry["bytes"] or sha256(path) != entry["sha256"]:
+                raise UserError(f"{path} is not the file that was made here; delete {self.path} and build again.")
+
+
+def chain(made: Artifact) -> list[Artifact]:
+    """`made` and all that it came from, inputs first, each once: the record from raw text to this artifact.
+
+    Raises when an input is missing from the store or is not the one that was used.
+    """
+    ordered: dict[Path, Artifact] = {}
+
+    def visit(current: Artifact, digest: str) -> None:
+        if not is_done(current.path) or current.digest != digest:
+            raise UserError(f"{current.path} is missing or was changed after {made.path.name} was made; build again.")
+        for name, needed in current.manifest["inputs"].items():
+            if (current.path.parent / name) not in ordered:
+                visit(Artifact(current.path.parent / name), needed)
+        ordered[current.path] = current
+
+    visit(made, made.digest)
+    return list(ordered.values())
+
+
+def is_done(path: Path) -> bool:
+    return (path / MANIFEST).is_file()
+
+
+def draft_of(path: Path) -> Path:
+    return path.with_name(path.name + ".draft")
+
+
+@contextlib.contextmanager
+def create(path: Path, keep_draft: bool) -> Iterator[tuple[Path, dict[str, Any]]]:
+    """Make the artifact `path`: yield its draft folder and the manifest to fill; publish both on a clean exit.
+
+    `keep_draft` leaves what an earlier attempt wrote in the draft, for stages that resume.
+    """
+    draft = draft_of(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with _locked(path):
+        if not keep_draft:
+            shutil.rmtree(draft, ignore_errors=True)
+        draft.mkdir(exist_ok=True)
+        manifest: dict[str, Any] = {}
+        yield draft, manifest
+        manifest["files"] = {
+            str(file.relative_to(draft)): {"bytes": file.stat().st_size, "sha256": sha256(file)}
+            for file in sorted(draft.rglob("*"))
+            if file.is_file() and file.name != MANIFEST
+        }
+        write_json(draft / MANIFEST, manifest)
+        os.replace(draft, path)
+
+
+@contextlib.contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """Hold the right to make `path`. The lock is the kernel's: it goes with the process, however that ends."""
+    with open(path.with_name(f".{path.name}.lock"), "a+") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise UserError(f"{path.name} is being made by another process; wait for it, or stop it.") from error
+        yield
+
+
+def write_json(path: Path, data: Any) -> None:
+    """Write `data` so that the file is either the old one or wholly the new one, also after a power cut."""
+    draft = path.with_name(path.name + ".tmp")
+    with open(draft, "w") as file:
+        json.dump(data, file, indent=1, ensure_ascii=False)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(draft, path)
+
+
+def sha256(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,121 @@
+"""What this machine is and how hard it works: environment, memory, peak arithmetic rate."""
+
+import contextlib
+import importlib.metadata
+import os
+import platform
+import resource
+import shutil
+from collections.abc import Callable, Iterator
+from functools import lru_cache
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+PACKAGES = ("ahkio", "torch", "transformers", "tokenizers", "fastokens", "safetensors", "lm_eval", "sacrebleu")
+
+# Dense bf16 peak of one device in FLOP/s, from the makers' data sheets (without sparsity).
+PEAK_FLOPS = {
+    "A100": 312e12,
+    "H100": 989.4e12,
+    "H200": 989.4e12,
+    "MI250X GCD": 191.5e12,
+    "MI300X": 1307.4e12,
+}
+
+
+def environment() -> dict[str, Any]:
+    """Where and with what something was made, for a manifest. Holds no host name, user or path."""
+    return {
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "cpu": cpu_name(),
+        "cores": cores(),
+        "packages": {name: version for name in PACKAGES if (version := package_version(name))},
+    }
+
+
+@lru_cache
+def package_version(name: str) -> str:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return ""
+
+
+@lru_cache
+def cpu_name() -> str:
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+@lru_cache
+def cpu_flags() -> frozenset[str]:
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("flags"):
+                return frozenset(line.partition(":")[2].split())
+    return frozenset()
+
+
+def has_fast_bf16() -> bool:
+    """Whether this machine multiplies bf16 matrices faster than fp32 ones: a GPU, or a CPU with the instructions."""
+    import torch  # 1 s to import; most of what asks about a machine does not need it
+
+    return torch.cuda.is_available() or bool(cpu_flags() & {"avx512_bf16", "amx_bf16"})
+
+
+def cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def free_bytes(path: Path) -> int:
+    while not path.exists():
+        path = path.parent
+    return shutil.disk_usage(path).free
+
+
+@contextlib.contextmanager
+def peak_memory() -> Iterator[Callable[[], int]]:
+    """Yield a function that gives this process's peak resident memory in bytes since the start of the block.
+
+    Linux can forget the earlier peak; elsewhere the peak is the whole process's.
+    """
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
+    yield _peak_bytes
+
+
+def _peak_bytes() -> int:
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/self/status").read_text().splitlines():
+            if line.startswith("VmHWM"):
+                return int(line.split()[1]) * 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+@lru_cache
+def peak_flops(dtype: str = "float32", device: str = "cpu") -> tuple[float, str]:
+    """FLOP/s that this machine can reach in matrix products of `dtype`, and how that was found.
+
+    A GPU's is its maker's figure when we know it; a CPU's is measured in a quarter of a second.
+    """
+    import torch
+
+    if device == "cuda":
+        name = torch.cuda.get_device_name()
+        for key, rate in PEAK_FLOPS.items():
+            if key.split()[0] in name:
+                return rate, f"{key}, maker's dense bf16 figure"
+    n = 1024 if device == "cpu" else 4096
+    a = torch.randn(n, n, device=device, dtype=getattr(torch, dtype))
+    rates: list[float] = []
+    end = perf_counter() + 0.25
+    while perf_counter() < end or len(rates) < 3:
+        began = perf_counter()
+        (a @ a)[0, 0].item()
+        rates.append(2 * n**3 / (perf_counter() - began))
+    return max(rates), f"best {n}x{n} {dtype} matrix product measured at the start"

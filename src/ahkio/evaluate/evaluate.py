@@ -1,0 +1,189 @@
+"""The Evaluate stage: what a model knows of held-out text, how it answers our questions, and what it writes."""
+
+import difflib
+import importlib.util
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from time import perf_counter
+from typing import TYPE_CHECKING, Any, Literal
+
+from ahkio.core.artifact import Artifact, sha256
+from ahkio.core.config import how
+from ahkio.core.errors import UserError
+from ahkio.core.machine import package_version
+from ahkio.core.stage import Facts, Inputs, Known, Stage
+from ahkio.evaluate.questions import Questions, read_jsonl, write_jsonl
+from ahkio.tokens.shards import TokenStore
+from ahkio.tokens.tokens import Tokens
+
+if TYPE_CHECKING:
+    from ahkio.evaluate.lm import AhkioLM
+
+TASKS = Path(__file__).parent / "tasks"
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """A held-out set to measure bits per byte on, under a name for tables."""
+
+    name: str
+    tokens: Tokens
+
+    def __post_init__(self) -> None:
+        if self.tokens.side != "heldout":
+            raise UserError(
+                f"Held-out set {self.name!r} reads the {self.tokens.side} side; give Tokens side='heldout'."
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluate(Stage):
+    """A model measured; `Compare` sets two side by side.
+
+    items/bits_per_byte.<set>.jsonl  {"document": number, "nats", "bytes", "tokens"}
+    items/<task>.jsonl               {"item": number, "hash": of all that was asked, "acc", ...} or, where text was
+                                     made, {"item", "hash", "hypothesis", "reference"}
+    """
+
+    model: Stage  # its artifact is a Hugging Face folder
+    heldout: tuple[HeldOut, ...]
+    questions: Questions
+    tasks: tuple[str, ...] = ("translation_choice", "continuation_choice", "translate_en_fi", "translate_fi_en")
+    prompts: tuple[str, ...] = ()  # continued freely, to be shown side by side
+    prompt_tokens: int = 60  # at most so many new tokens after each of them
+    documents: int = 0  # the first so many of each held-out set; 0: all
+    items: int = 0  # the first so many of each task; 0: all
+    context: int = 1024  # the most tokens that the model is shown
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    bos: bool = True  # the tokenizer's BOS before each prompt
+    seed: int = 0
+    device: str = how("auto")
+    tokens_per_batch: int = how(8192)
+
+    def __post_init__(self) -> None:
+        for name in self.tasks:
+            task_file(name)
+        names = [held.name for held in self.heldout]
+        if len(set(names)) < len(names):
+            raise UserError(f"Held-out sets need different names; these are: {', '.join(names)}.")
+
+    def identity(self) -> Facts:
+        """What the tasks' files say is part of what is measured."""
+        return {name: sha256(task_file(name)) for name in self.tasks}
+
+    def forecast(self, known: Known) -> Facts:
+        return {} if _has_harness() else {"refusal": NO_HARNESS}
+
+    def run(self, out: Path, inputs: Inputs) -> Facts:
+        """Measure bits per byte, put the tasks, continue the prompts."""
+        if not _has_harness():
+            raise UserError(NO_HARNESS)
+        seconds: dict[str, float] = {}
+        with _timed(seconds, "load"):
+            lm = self._load(inputs[self.model])
+        with _timed(seconds, "bits_per_byte"):
+            bits = {held.name: self._bits(lm, held, inputs[held.tokens], out) for held in self.heldout}
+        with _timed(seconds, "tasks"):
+            tasks = self._answer(lm, inputs[self.questions].path, out)
+        with _timed(seconds, "samples"):
+            samples = self._continue(lm)
+        return {
+            "model": inputs[self.model].path.name,
+            "bits_per_byte": bits,
+            "tasks": tasks,
+            "samples": samples,
+            "harness": {"name": "lm-eval", "version": package_version("lm_eval")},
+            "bos": self.bos,
+            "dtype": self.dtype,
+            "seconds": seconds,
+        }
+
+    def _load(self, model: Artifact) -> "AhkioLM":
+        from ahkio.evaluate.lm import load_lm
+
+        return load_lm(
+            model.path,
+            context=self.context,
+            dtype=self.dtype,
+            device=self.device,
+            bos=self.bos,
+            tokens_per_batch=self.tokens_per_batch,
+        )
+
+    def _bits(self, lm: "AhkioLM", held: HeldOut, tokens: Artifact, out: Path) -> Facts:
+        """Bits per byte of one set: of the text's own tokens; BOS (or EOS in its place) is context and no more."""
+        if tokens.facts["tokenizer_sha256"] != lm.encoder.sha256:
+            raise UserError(
+                f"Held-out set {held.name!r} was made with another tokenizer than the model's ({lm.encoder.path}); "
+                "give its Tokens this model as tokenizer."
+            )
+        store = TokenStore(tokens.path)
+        numbers = range(min(self.documents or store.documents, store.documents))
+        bos, eos = tokens.facts["bos"], tokens.facts["eos"]
+        texts = [text_ids(store.document(number).tolist(), bos, eos) for number in numbers]
+        sizes = [store.document_bytes(number) for number in numbers]
+        items = [
+            {"document": number, "nats": nats, "bytes": size, "tokens": len(ids) - 1}
+            for number, nats, size, ids in zip(numbers, lm.nats(texts), sizes, texts, strict=True)
+        ]
+        write_items(out, f"bits_per_byte.{held.name}", items)
+        total = {key: sum(item[key] for item in items) for key in ("nats", "bytes", "tokens")}
+        bits = total["nats"] / math.log(2) / total["bytes"]
+        return {"bits_per_byte": bits, "bytes": total["bytes"], "tokens": total["tokens"], "documents": len(items)}
+
+    def _answer(self, lm: "AhkioLM", questions: Path, out: Path) -> Facts:
+        if not self.tasks:
+            return {}
+        from ahkio.evaluate.harness import run_tasks
+
+        files = [task_file(name) for name in self.tasks]
+        results = run_tasks(lm, files, questions, shots=self.questions.shots, limit=self.items, seed=self.seed)
+        for name, result in results.items():
+            write_items(out, name, result.items)
+        return {name: result.facts for name, result in results.items()}
+
+    def _continue(self, lm: "AhkioLM") -> list[dict[str, str]]:
+        ids = [lm.tok_encode(prompt) for prompt in self.prompts]
+        texts = lm.continue_prompts(ids, self.prompt_tokens) if ids else []
+        return [{"prompt": prompt, "text": text} for prompt, text in zip(self.prompts, texts, strict=True)]
+
+
+def text_ids(document: list[int], bos: int | None, eos: int) -> list[int]:
+    """A stored document as one token of context, BOS or EOS in its place, and the text's own tokens, without EOS."""
+    body = document[:-1] if document[-1:] == [eos] else document
+    return [eos, *body] if bos is None else body
+
+
+def task_file(name: str) -> Path:
+    """The YAML file of a task. Raises UserError for a name that has none."""
+    known = sorted(file.stem for file in TASKS.glob("*.yaml"))
+    if name in known:
+        return TASKS / f"{name}.yaml"
+    near = difflib.get_close_matches(name, known, n=2) or known
+    raise UserError(f"There is no evaluation task {name!r}; did you mean {' or '.join(near)}?")
+
+
+def write_items(out: Path, name: str, items: list[dict[str, Any]]) -> None:
+    write_jsonl(out / "items" / f"{name}.jsonl", items)
+
+
+def read_items(evaluation: Path, name: str) -> list[dict[str, Any]]:
+    """The results of one set or task, item by item, from the folder of an Evaluate."""
+    return read_jsonl(evaluation / "items" / f"{name}.jsonl")
+
+
+NO_HARNESS = "Evaluation needs lm-eval and sacrebleu; run: pip install 'ahkio[eval]'."
+
+
+def _has_harness() -> bool:
+    return all(importlib.util.find_spec(name) for name in ("lm_eval", "sacrebleu"))
+
+
+@contextmanager
+def _timed(seconds: dict[str, float], part: str) -> Iterator[None]:
+    began = perf_counter()
+    yield
+    seconds[part] = round(perf_counter() - began, 2)

@@ -1,0 +1,107 @@
+"""lm-eval run as a function: offline, quiet, seeded, without bootstrap, on question files of our own."""
+
+import contextlib
+import io
+import logging
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import datasets
+import huggingface_hub.constants
+import yaml
+from lm_eval.api.model import LM
+from lm_eval.api.task import ConfigurableTask
+from lm_eval.evaluator import evaluate
+from lm_eval.utils import hash_string
+
+Facts = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class TaskResult:
+    """What lm-eval says of one task, and each item's part of it."""
+
+    facts: Facts
+    items: list[Facts]
+
+
+def run_tasks(
+    lm: LM, files: Sequence[Path], questions: Path, *, shots: int, limit: int, seed: int
+) -> dict[str, TaskResult]:
+    """Put the tasks of YAML `files` to `lm`, with data from the folder `questions`.
+
+    Tasks with a split of examples get `shots` of them; `limit` is the most items of each task, 0 for all.
+    """
+    with tempfile.TemporaryDirectory() as cache, _offline(), _quiet():
+        tasks = {file.stem: _load(file, questions, Path(cache), shots, seed) for file in files}
+        results = evaluate(lm, {"tasks": tasks}, limit=limit or None, bootstrap_iters=0)
+        return {name: _result(name, task, results) for name, task in tasks.items()}
+
+
+def _load(file: Path, questions: Path, cache: Path, shots: int, seed: int) -> ConfigurableTask:
+    config = yaml.safe_load(file.read_text(encoding="utf-8"))
+    names = config["dataset_kwargs"]["data_files"]
+    config["dataset_kwargs"] = {
+        "data_files": {split: str(questions / name) for split, name in names.items()},
+        "cache_dir": str(cache),
+    }
+    config["num_fewshot"] = shots if "fewshot_split" in config else 0
+    task = ConfigurableTask(config=config)
+    task.set_fewshot_seed(seed)
+    return task
+
+
+def _result(name: str, task: ConfigurableTask, results: Any) -> TaskResult:
+    samples = sorted(results["samples"][name], key=lambda sample: sample["doc_id"])
+    metrics = list(task.aggregation())
+    figures = {key.partition(",")[0]: value for key, value in results["results"][name].items()}
+    facts = {
+        "metrics": {metric: float(figures[metric]) for metric in metrics},
+        "items": len(samples),
+        "shots": results["n-shot"][name],
+        "version": results["versions"][name],
+        "hash": hash_string("".join(_hashes(sample) for sample in samples)),
+    }
+    return TaskResult(facts, [_item(sample, metrics) for sample in samples])
+
+
+def _item(sample: Facts, metrics: list[str]) -> Facts:
+    """An item by its number and a hash of all that was asked; then its scores, or the text made and the reference."""
+    identity = {"item": sample["doc_id"], "hash": hash_string(_hashes(sample))[:16]}
+    scores = {metric: sample[metric] for metric in metrics if isinstance(sample[metric], int | float)}
+    if scores:
+        return identity | scores
+    return identity | {"hypothesis": sample["filtered_resps"][0], "reference": str(sample["target"])}
+
+
+def _hashes(sample: Facts) -> str:
+    return str(sample["doc_hash"] + sample["prompt_hash"] + sample["target_hash"])
+
+
+@contextlib.contextmanager
+def _offline() -> Iterator[None]:
+    """Forbid the hub. Both libraries read their environment when first imported, so it is their settings that count."""
+    before = datasets.config.HF_HUB_OFFLINE, huggingface_hub.constants.HF_HUB_OFFLINE
+    datasets.config.HF_HUB_OFFLINE = huggingface_hub.constants.HF_HUB_OFFLINE = True
+    try:
+        yield
+    finally:
+        datasets.config.HF_HUB_OFFLINE, huggingface_hub.constants.HF_HUB_OFFLINE = before
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep what is printed and logged on the way off the terminal; errors still rise."""
+    loggers = [logging.getLogger(name) for name in ("lm_eval", "datasets", "sacrebleu")]
+    levels = [logger.level for logger in loggers]
+    try:
+        for logger in loggers:
+            logger.setLevel(logging.ERROR)
+        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)

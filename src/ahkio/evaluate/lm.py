@@ -1,0 +1,168 @@
+"""Our Llama behind lm-eval: the harness asks, this answers, with the numbers that lm-eval's own HFLM would give.
+
+The harness's rules are its own code where that can be had: the split of context and continuation, and the windows over
+long texts. Unlike HFLM, the text of a special token is text and never becomes its id.
+"""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from lm_eval.api.instance import Instance
+from lm_eval.api.model import TemplateLM
+from lm_eval.models.utils import normalize_gen_kwargs
+from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
+
+from ahkio.core.errors import UserError
+from ahkio.model.generate import generate
+from ahkio.model.hub import load_model
+from ahkio.model.llama import Llama
+from ahkio.model.score import choice_losses, document_losses
+from ahkio.tokens.tokenizer import Encoder
+
+Answer = tuple[float, bool]
+Encoded = tuple[tuple[str, str], list[int], list[int]]  # the request's texts, ids of its context and continuation
+
+PROMPTS_PER_BATCH = 16
+
+
+def load_lm(folder: Path, *, context: int, dtype: str, device: str, bos: bool, tokens_per_batch: int) -> "AhkioLM":
+    """The model of a Hugging Face folder, on `device` ("auto": a GPU where there is one) in `dtype`."""
+    device = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+    model = load_model(folder, dtype=getattr(torch, dtype), device=device)
+    return AhkioLM(model, Encoder.load(folder), context=context, bos=bos, tokens_per_batch=tokens_per_batch)
+
+
+class AhkioLM(TemplateLM):
+    """A model and its tokenizer as lm-eval wants them.
+
+    `context` is the most tokens the model is shown, as HFLM's max_length. `bos` puts the tokenizer's BOS before each
+    prompt, if it has one, as HFLM's add_bos_token.
+    """
+
+    def __init__(self, model: Llama, encoder: Encoder, *, context: int, bos: bool, tokens_per_batch: int) -> None:
+        super().__init__()
+        self.model, self.encoder = model, encoder
+        self.context, self.tokens_per_batch = context, tokens_per_batch
+        self.head = [encoder.bos] if bos and encoder.bos is not None else []
+
+    @property
+    def eot_token_id(self) -> int:
+        return self.encoder.eos
+
+    @property
+    def prefix_token_id(self) -> int:
+        """What an empty context is: BOS, or EOS for a tokenizer without one."""
+        return self.encoder.eos if self.encoder.bos is None else self.encoder.bos
+
+    def tok_encode(self, string: str, add_special_tokens: bool | None = None, **kwargs: Any) -> list[int]:
+        head = [] if add_special_tokens is False else self.head
+        return head + self.encoder.encode([string])[0]
+
+    def nats(self, texts: list[list[int]]) -> list[float]:
+        """Negative log-likelihood of each text's tokens after the first, which is only context."""
+        return [sum(losses) for losses in document_losses(self.model, texts, self.context, self.tokens_per_batch)]
+
+    def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = True) -> list[Answer]:
+        """Log-likelihood of each continuation, in nats, and whether greedy decoding would give it."""
+        answers: list[Answer] = super().loglikelihood(requests, disable_tqdm=disable_tqdm)
+        return answers
+
+    def _loglikelihood_tokens(self, requests: list[Encoded], **kwargs: Any) -> list[Answer]:
+        """One pass over each context, however many continuations are asked for after it."""
+        sharing: dict[tuple[int, ...], list[int]] = {}
+        for number, (_, context, continuation) in enumerate(requests):
+            sharing.setdefault(tuple(self._fit(context, continuation)), []).append(number)
+        answers: dict[int, Answer] = {}
+        for shared, numbers in sharing.items():
+            losses, greedy = choice_losses(self.model, list(shared), [requests[number][2] for number in numbers])
+            answers |= {n: (-loss, hit) for n, loss, hit in zip(numbers, losses, greedy, strict=True)}
+        return [answers[number] for number in range(len(requests))]
+
+    def _fit(self, context: list[int], continuation: list[int]) -> list[int]:
+        """The end of `context` that leaves room for `continuation`, whose last token is never an input."""
+        if not 0 < len(continuation) <= self.context:
+            raise UserError(
+                f"An answer of {len(continuation)} tokens can't be scored with context={self.context}; raise context."
+            )
+        return context[-(self.context + 1 - len(continuation)) :]
+
+    def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = True) -> list[float]:
+        """Log-likelihood of whole texts in nats, over lm-eval's disjoint windows (so with `bos`, BOS is scored too)."""
+        windows = [self._windows(*request.args) for request in requests]
+        flat = [context + continuation for windows_of in windows for context, continuation in windows_of]
+        losses = iter(document_losses(self.model, flat, self.context + 1, self.tokens_per_batch))
+        return [-sum(sum(next(losses)[-len(scored) :]) for _, scored in windows_of) for windows_of in windows]
+
+    def _windows(self, text: str) -> list[tuple[list[int], list[int]]]:
+        windows = get_rolling_token_windows(self.tok_encode(text), self.prefix_token_id, self.context, 1)
+        return [make_disjoint_window(window) for window in windows]
+
+    def generate_until(self, requests: list[Instance], disable_tqdm: bool = True) -> list[str]:
+        """The text after each prompt up to a stop string, which is left out, or EOS; longest prompts first."""
+        prompts = [self.tok_encode(request.args[0]) for request in requests]
+        settings = [_settings(request.args[1]) for request in requests]
+        texts = [""] * len(requests)
+        order = sorted(range(len(requests)), key=lambda n: (repr(settings[n]), -len(prompts[n])))
+        for batch in _batches(order, settings):
+            until, most, temperature = settings[batch[0]]
+            made = self.continue_prompts([prompts[n] for n in batch], most, until, temperature)
+            for number, text in zip(batch, made, strict=True):
+                texts[number] = text
+        return texts
+
+    def continue_prompts(
+        self, prompts: list[list[int]], most: int, until: Sequence[str] = (), temperature: float = 0.0
+    ) -> list[str]:
+        """At most `most` tokens after each prompt of ids; prompts are cut from the left to leave room for them."""
+        room = self.context - most
+        if room <= 0:
+            raise UserError(f"context={self.context} has no room for {most} new tokens; raise context.")
+        stops = [*until, self.encoder.decode([self.encoder.eos], skip_special=False)]
+        rows = generate(
+            self.model,
+            [prompt[-room:] for prompt in prompts],
+            most,
+            {self.encoder.eos},
+            temperature=temperature,
+            until=lambda ids: self._ended(ids, until),
+        )
+        return [_cut(self.encoder.decode(ids), stops) for ids in rows]
+
+    def _ended(self, ids: Sequence[int], until: Sequence[str]) -> bool:
+        """Whether a stop string has come: one of n bytes lies within the last n tokens."""
+        if not until:
+            return False
+        tail = self.encoder.decode(ids[-max(len(stop.encode()) for stop in until) - 4 :])
+        return any(stop in tail for stop in until)
+
+
+Settings = tuple[tuple[str, ...], int, float]  # stop strings, most tokens, temperature
+
+
+def _settings(given: dict[str, Any]) -> Settings:
+    settings: dict[str, Any] = dict(normalize_gen_kwargs(given))
+    until, most, temperature = settings.pop("until"), settings.pop("max_gen_toks"), settings.pop("temperature", 0.0)
+    sampled = settings.pop("do_sample")
+    if settings:
+        raise UserError(f"Generation setting {next(iter(settings))!r} of a task is not supported; remove it.")
+    return tuple(stop for stop in until if stop), most, float(temperature) if sampled else 0.0
+
+
+def _batches(order: list[int], settings: list[Settings]) -> Iterator[list[int]]:
+    """Runs of `order` that share their settings, at most PROMPTS_PER_BATCH long."""
+    batch: list[int] = []
+    for number in order:
+        if batch and (len(batch) == PROMPTS_PER_BATCH or settings[number] != settings[batch[0]]):
+            yield batch
+            batch = []
+        batch.append(number)
+    if batch:
+        yield batch
+
+
+def _cut(text: str, stops: Sequence[str]) -> str:
+    for stop in stops:
+        text = text.split(stop)[0]
+    return text

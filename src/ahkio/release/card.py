@@ -1,0 +1,147 @@
+"""The model card: the exported folder with a README.md in which every figure comes from a manifest."""
+
+import os
+import re
+import shutil
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ahkio.core.artifact import Artifact, chain
+from ahkio.core.errors import UserError
+from ahkio.core.stage import Facts, Inputs, Stage, inputs_of
+from ahkio.release import sections
+from ahkio.release.plots import plot_bits_per_byte, plot_loss, read_losses
+from ahkio.release.record import Record, facts_of, manifest_of
+
+HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+")
+HUB_REVISION = re.compile(r"[0-9a-f]{40}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Card(Stage):
+    """The files of `export`, README.md and figures/{loss,bits_per_byte}.{png,svg}: a folder ready for the hub.
+
+    `evaluation` is the result's side of `comparison` and tells how it was measured; `tokens` are the token stores whose
+    fertility is shown; `location` is the name that a reader loads the model by, a hub id or a path.
+    """
+
+    export: Stage
+    train: Stage
+    base: Stage
+    corpus: Stage
+    comparison: Stage
+    evaluation: Stage
+    tokens: tuple[Stage, ...] = ()
+    title: str
+    location: str
+    license: str
+    languages: tuple[str, ...]
+    summary: str
+    limits: tuple[str, ...]
+    citation: str = ""
+    acknowledgements: tuple[str, ...] = ()
+
+    def run(self, out: Path, inputs: Inputs) -> Facts:
+        draw(inputs[self.train], out / "figures")
+        link_files(inputs[self.export], out)
+        write_readme(out / "README.md", self.metadata(inputs), self.page(inputs))
+        return {"location": self.location, "title": self.title, "model": inputs[self.export].path.name}
+
+    def page(self, inputs: Inputs) -> str:
+        """The card below its metadata, as Markdown."""
+        base, export, train = facts_of(inputs[self.base]), facts_of(inputs[self.export]), facts_of(inputs[self.train])
+        corpus, comparison = facts_of(inputs[self.corpus]), facts_of(inputs[self.comparison])
+        parts = [
+            f"# {self.title}",
+            sections.overview(self.summary, base, export, train),
+            sections.training(train, manifest_of(inputs[self.train])),
+            sections.data(train, corpus, [facts_of(inputs[store]) for store in self.tokens]),
+            sections.results(comparison, facts_of(inputs[self.evaluation]), (base("name"), self.title)),
+            sections.figures(),
+            sections.samples(comparison),
+            sections.usage(self.location, export("dtype"), first_prompt(comparison)),
+            sections.limits(self.limits, base, comparison),
+            sections.provenance(ancestry(inputs[stage] for stage in inputs_of(self))),
+            sections.licence(self.title, self.license, base, corpus),
+            sections.ending(self.citation, self.acknowledgements),
+        ]
+        return "\n\n".join(part for part in parts if part) + "\n"
+
+    def metadata(self, inputs: Inputs) -> dict[str, Any]:
+        """What the hub reads of the card: the keywords of huggingface_hub's ModelCardData."""
+        from huggingface_hub import EvalResult
+
+        base, comparison = facts_of(inputs[self.base]), facts_of(inputs[self.comparison])
+        rows = comparison.each("rows").values()
+        return {
+            "license": self.license,
+            "language": list(self.languages),
+            "base_model": base("model") if is_on_hub(base) else None,
+            "library_name": "transformers",
+            "pipeline_tag": "text-generation",
+            "tags": ["ahkio", "continued-pretraining", "llama"],
+            "model_name": self.title,
+            "eval_results": [EvalResult(**hub_result(row)) for row in rows],
+        }
+
+
+def ancestry(artifacts: Iterable[Artifact]) -> list[Artifact]:
+    """`artifacts` and all that they came from, inputs first, each once."""
+    return list({made.path: made for artifact in artifacts for made in chain(artifact)}.values())
+
+
+def draw(train: Artifact, folder: Path) -> None:
+    """Draw the two figures of a training run into `folder`."""
+    facts = facts_of(train)
+    per_step = facts("rows_per_step") * facts("row_length")
+    curves = facts("bits_per_byte")
+    if not curves or not all(curves.values()):
+        raise UserError(f"{train.path} measured no held-out set, so the card has no curve; give its stage one.")
+    plot_loss(read_losses(train.path / "metrics.jsonl", per_step), folder)
+    points = {name: [(step * per_step, bits) for step, bits in curve] for name, curve in curves.items()}
+    plot_bits_per_byte(points, folder)
+
+
+def link_files(made: Artifact, out: Path) -> None:
+    """Give `out` the files of `made`: hard links, which cost no space, or copies where the file system has none."""
+    for name in made.manifest["files"]:
+        target = out / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            os.link(made.path / name, target)
+        except OSError:
+            shutil.copyfile(made.path / name, target)
+
+
+def write_readme(path: Path, metadata: dict[str, Any], page: str) -> None:
+    """Write the card: YAML metadata between two lines of dashes, then the page."""
+    from huggingface_hub import ModelCard, ModelCardData
+
+    ModelCard(f"---\n{ModelCardData(**metadata).to_yaml()}\n---\n\n{page}").save(path)
+
+
+def hub_result(row: Record) -> dict[str, Any]:
+    """A row of the comparison as the hub's model-index has it: the result's own score."""
+    return {
+        "task_type": "text-generation",
+        "dataset_type": row("set"),
+        "dataset_name": row("set"),
+        "metric_type": row("metric").replace(" ", "_"),
+        "metric_name": row("metric"),
+        "metric_value": round(row("after"), 4),
+    }
+
+
+def is_on_hub(base: Record) -> bool:
+    """Whether a base's address is a hub id: pinned at a commit, it is not a path that looks like one."""
+    return bool(HUB_ID.fullmatch(base("model")) and HUB_REVISION.fullmatch(str(base("revision"))))
+
+
+def first_prompt(comparison: Record) -> str:
+    samples = comparison.each("samples")
+    if not samples:
+        raise UserError(f"{comparison.manifest} holds no samples; give its evaluations at least one prompt.")
+    prompt: str = samples["0"]("prompt")
+    return prompt

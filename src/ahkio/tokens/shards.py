@@ -1,0 +1,211 @@
+"""Token shards on disk in Megatron-Core's IndexedDataset format: the writer, and a reader that opens at once."""
+
+import contextlib
+import mmap
+import os
+import struct
+from bisect import bisect_left, bisect_right
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ahkio.core.errors import UserError
+
+Ints = NDArray[Any]
+
+MAGIC = b"MMIDIDX\x00\x00"
+HEADER = struct.Struct("<9sQBQQ")  # magic, version 1, dtype code, documents, documents + 1
+DTYPES: dict[int, np.dtype[Any]] = {4: np.dtype("<i4"), 8: np.dtype("<u2")}
+CODES = {dtype: code for code, dtype in DTYPES.items()}
+
+
+def id_dtype(vocab: int) -> "np.dtype[Any]":
+    """The type that Megatron stores ids of a vocabulary of `vocab` in."""
+    return DTYPES[8] if vocab < 65_500 else DTYPES[4]
+
+
+class ShardWriter:
+    """Writes one shard; used as a context, its files appear under their names on a clean exit and not otherwise.
+
+    PREFIX.bin    the ids of all documents, end to end, little-endian int32 or uint16
+    PREFIX.idx    header, then per document its length in tokens (int32) and its first byte in .bin (int64), then the
+                  numbers 0..documents (int64): every document is one sequence
+    PREFIX.bytes  optional: per document the size of its text in UTF-8 bytes (int32)
+    """
+
+    def __init__(self, prefix: Path, dtype: "np.dtype[Any]") -> None:
+        self.prefix, self.dtype = prefix, dtype
+        self.bin = open(_draft(prefix, ".bin"), "wb", buffering=1 << 20)  # noqa: SIM115 - closed in __exit__
+        self.lengths: list[Ints] = []
+        self.text_bytes: list[int] | None = None
+
+    def add(self, ids: Ints, lengths: Ints) -> None:
+        """Append documents of `lengths` tokens whose ids lie end to end in `ids`."""
+        self.bin.write(np.ascontiguousarray(ids, self.dtype).data)
+        self.lengths.append(np.asarray(lengths, "<i4"))
+
+    def add_text_bytes(self, sizes: list[int]) -> None:
+        self.text_bytes = (self.text_bytes or []) + sizes
+
+    def __enter__(self) -> "ShardWriter":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        try:
+            if kind is None:
+                self._finish()
+        finally:
+            with contextlib.suppress(OSError):  # a full disk is told of once, by the error on its way
+                self.bin.close()
+            for suffix in (".bin", ".idx", ".bytes"):
+                _draft(self.prefix, suffix).unlink(missing_ok=True)
+
+    def _finish(self) -> None:
+        lengths = np.concatenate([np.zeros(0, "<i4"), *self.lengths])
+        with open(_draft(self.prefix, ".idx"), "wb") as file:
+            file.write(HEADER.pack(MAGIC, 1, CODES[self.dtype], len(lengths), len(lengths) + 1))
+            file.write(lengths.tobytes())
+            file.write(((np.cumsum(lengths, dtype="<i8") - lengths) * self.dtype.itemsize).tobytes())
+            file.write(np.arange(len(lengths) + 1, dtype="<i8").tobytes())
+        if self.text_bytes is not None:
+            _draft(self.prefix, ".bytes").write_bytes(np.array(self.text_bytes, "<i4").tobytes())
+        self.bin.flush()
+        for suffix in (".bytes", ".idx", ".bin"):
+            if _draft(self.prefix, suffix).exists():
+                _publish(_draft(self.prefix, suffix), self.prefix.with_suffix(suffix))
+
+
+def _draft(prefix: Path, suffix: str) -> Path:
+    return prefix.with_suffix(suffix + ".tmp")
+
+
+def _publish(draft: Path, path: Path) -> None:
+    with open(draft, "rb") as file:
+        os.fsync(file.fileno())
+    os.replace(draft, path)
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One shard as memory maps: ids, and for each document its length in tokens and its first byte in .bin."""
+
+    ids: Ints
+    lengths: Ints
+    pointers: Ints
+    text_bytes: Ints | None
+
+    def document_at(self, token: int) -> int:
+        return bisect_right(self.pointers, token * self.ids.itemsize) - 1
+
+    def starts_between(self, start: int, stop: int) -> Ints:
+        size = self.ids.itemsize
+        first = bisect_left(self.pointers, start * size)
+        return self.pointers[first : bisect_left(self.pointers, stop * size, first)] // size
+
+
+def open_shard(prefix: Path) -> Shard:
+    """Map the shard PREFIX.bin/.idx. Only the header and the last document's entry are read, however large it is."""
+    index, ids = _map(prefix.with_suffix(".idx")), _map(prefix.with_suffix(".bin"))
+    header = HEADER.unpack_from(index) if len(index) >= HEADER.size else (b"", 0, 0, 0, 0)
+    magic, version, code, documents, bounds = header
+    if (magic, version) != (MAGIC, 1) or code not in DTYPES:
+        raise UserError(f"{prefix.with_suffix('.idx')} is not a Megatron index of int32 or uint16 ids; build it again.")
+    lengths_at = HEADER.size
+    pointers_at = lengths_at + 4 * documents
+    if len(index) < pointers_at + 8 * (documents + bounds):
+        raise UserError(f"{prefix.with_suffix('.idx')} is cut short; delete its folder and build again.")
+    lengths = np.frombuffer(index, "<i4", documents, lengths_at)
+    pointers = np.frombuffer(index, "<i8", documents, pointers_at)
+    dtype = DTYPES[code]
+    promised = int(pointers[-1]) + int(lengths[-1]) * dtype.itemsize if documents else 0
+    if len(ids) != promised:
+        raise UserError(
+            f"{prefix.with_suffix('.bin')} holds {len(ids):,} bytes and its index promises {promised:,}; "
+            "delete its folder and build again."
+        )
+    sidecar = prefix.with_suffix(".bytes")
+    text_bytes = np.frombuffer(_map(sidecar), "<i4") if sidecar.exists() else None
+    return Shard(np.frombuffer(ids, dtype), lengths, pointers, text_bytes)
+
+
+def _map(path: Path) -> mmap.mmap | bytes:
+    try:
+        with open(path, "rb") as file:
+            empty = os.fstat(file.fileno()).st_size == 0
+            return b"" if empty else mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    except FileNotFoundError as error:
+        raise UserError(f"{path} is missing; delete its folder and build again.") from error
+
+
+class TokenStore:
+    """Shards read as one stream of ids, in the order of their names; or given one by one, in the order given.
+
+    Opening reads a few bytes per shard. A place in the stream is a token's number; the documents are numbered likewise,
+    and a document is what Megatron calls a sequence.
+    """
+
+    def __init__(self, where: Path | Sequence[Path]) -> None:
+        found = sorted(where.glob("*.idx")) if isinstance(where, Path) else where
+        if not found:
+            raise UserError(f"{where} holds no token shards (.bin/.idx); build its stage first.")
+        self.shards = [open_shard(Path(path).with_suffix("")) for path in found]
+        self.first_token = np.cumsum([0, *(len(shard.ids) for shard in self.shards)]).tolist()
+        self.first_document = np.cumsum([0, *(len(shard.lengths) for shard in self.shards)]).tolist()
+        self.tokens: int = self.first_token[-1]
+        self.documents: int = self.first_document[-1]
+
+    def read(self, start: int, length: int) -> NDArray[np.int32]:
+        """The ids of tokens `start` to `start + length` of the stream, across documents and shards."""
+        ids_T = np.empty(length, np.int32)
+        for shard, begin, end, place in self._pieces(start, length):
+            ids_T[place : place + end - begin] = shard.ids[begin:end]
+        return ids_T
+
+    def document_bounds(self, start: int, length: int) -> NDArray[np.int64]:
+        """Where documents start inside the window, counted from `start`: ascending, in [0, length)."""
+        starts = [s.starts_between(begin, end) - begin + place for s, begin, end, place in self._pieces(start, length)]
+        return np.concatenate([np.zeros(0, np.int64), *starts])
+
+    def document_at(self, token: int) -> int:
+        """The number of the document that holds this token."""
+        which, local = _locate(self.first_token, token)
+        return int(self.first_document[which]) + self.shards[which].document_at(local)
+
+    def document(self, number: int) -> NDArray[np.int32]:
+        """The ids of one document, with its BOS and EOS."""
+        which, local = _locate(self.first_document, number)
+        shard = self.shards[which]
+        begin = int(shard.pointers[local]) // shard.ids.itemsize
+        return shard.ids[begin : begin + int(shard.lengths[local])].astype(np.int32)
+
+    def document_bytes(self, number: int) -> int:
+        """The size of a held-out document's text in UTF-8 bytes."""
+        which, local = _locate(self.first_document, number)
+        text_bytes = self.shards[which].text_bytes
+        if text_bytes is None:
+            raise UserError("Text sizes are kept for the held-out side only; measure on Tokens(side='heldout').")
+        return int(text_bytes[local])
+
+    def _pieces(self, start: int, length: int) -> Iterator[tuple[Shard, int, int, int]]:
+        """The parts of a window: shard, first and last + 1 token in it, and the part's place in the window."""
+        if start < 0 or length < 0 or start + length > self.tokens:
+            raise IndexError(f"tokens {start} to {start + length} of a stream of {self.tokens}")
+        place = 0
+        while place < length:
+            which, local = _locate(self.first_token, start + place)
+            end = min(local + length - place, len(self.shards[which].ids))
+            yield self.shards[which], local, end, place
+            place += end - local
+
+
+def _locate(firsts: list[int], number: int) -> tuple[int, int]:
+    """In which shard item `number` of the stream lies, and its number there."""
+    if not 0 <= number < firsts[-1]:
+        raise IndexError(f"item {number} of {firsts[-1]}")
+    which = bisect_right(firsts, number) - 1
+    return which, number - firsts[which]

@@ -1,0 +1,155 @@
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from life import Life, a_life, write_tiny_model
+
+from ahkio.core.artifact import create
+from ahkio.core.errors import UserError
+from ahkio.release.card import Card
+
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+
+def card_of(life: Life, location: str = "runs/tiny/model") -> Card:
+    return Card(
+        export=life.stage("Export"),
+        train=life.stage("Train"),
+        base=life.stage("Import"),
+        corpus=life.stage("Corpus"),
+        comparison=life.stage("Compare"),
+        evaluation=life.stage("Evaluate"),
+        tokens=(life.stage("Tokens"),),
+        title="Tiny Finnish",
+        location=location,
+        license="apache-2.0",
+        languages=("fi", "en"),
+        summary="A tiny model.",
+        limits=("Only the Finnish of help pages.",),
+        citation="@misc{tiny}",
+        acknowledgements=("Thanks.",),
+    )
+
+
+def make(life: Life, out: Path, files: dict[str, dict[str, bytes]] | None = None, **changes: Any) -> str:
+    out.mkdir(parents=True)
+    replace(card_of(life), **changes).run(out, life.write(files))
+    return (out / "README.md").read_text()
+
+
+def test_every_figure_of_the_card_is_a_fact(tmp_path: Path) -> None:
+    life = a_life(tmp_path / "store")
+    page = make(life, tmp_path / "card")
+    assert "| n_parameters | 103k (103,232) |" in page
+    assert "| LR scheduler | cosine | warm-up 0.05, min LR 1e-08 |" in page
+    assert "| fi | 60.0% | 12,288 | 0.21 | 31 | MPL-2.0 |" in page
+    assert "| fi | 2.030 | 2.530 | -19.76 % | -20.51 to -19.01 | 7 | better |" in page
+    assert "| translate_fi (chrf) | 14.00 | 14.25 | -0.25 points | -1.00 to +0.50 | 7 | no difference shown |" in page
+    assert "lm-eval 0.4.13: translate_fi with 3 shots" in page
+    assert "exact duplicate 3" in page
+
+
+def test_other_facts_give_other_figures(tmp_path: Path) -> None:
+    life = a_life(tmp_path / "store")
+    life.facts["Train"]["optimizer"]["weight_decay"] = 0.07
+    assert "| Weight decay | 0.07 |" in make(life, tmp_path / "card")
+
+
+def test_the_card_says_what_the_run_does_not_show(tmp_path: Path) -> None:
+    page = make(a_life(tmp_path / "store"), tmp_path / "card")
+    limits = page.partition("## Ethical Considerations and Limitations")[2].partition("\n## ")[0]
+    assert "quantised to 4 bits" in limits
+    assert "- code (bits per byte): no difference shown" in limits
+    assert "- Only the Finnish of help pages." in limits
+
+
+def test_the_card_traces_every_stage_to_its_manifest(tmp_path: Path) -> None:
+    life = a_life(tmp_path / "store")
+    page = make(life, tmp_path / "card")
+    for artifact in life.artifacts().values():
+        assert f"`{artifact.path.name}` | `{artifact.digest[:16]}`" in page
+
+
+@pytest.mark.parametrize(
+    ("kind", "forget", "field"),
+    [
+        ("Train", lambda facts: facts["mfu"].pop("formula"), "mfu.formula"),
+        ("Corpus", lambda facts: facts["domains"]["code"].pop("licenses"), "domains.code.licenses"),
+        ("Compare", lambda facts: facts["rows"][1].pop("interval"), "rows.1.interval"),
+        ("Import", lambda facts: facts.pop("origin"), "origin"),
+    ],
+)
+def test_a_missing_fact_is_named_not_left_blank(
+    tmp_path: Path, kind: str, forget: Callable[[dict[str, Any]], Any], field: str
+) -> None:
+    life = a_life(tmp_path / "store")
+    forget(life.facts[kind])
+    with pytest.raises(UserError, match=re.escape(f"{life.stage(kind).name}/manifest.json has no fact '{field}'")):
+        make(life, tmp_path / "card")
+
+
+def test_a_base_from_the_hub_is_linked_and_a_file_is_not(tmp_path: Path) -> None:
+    from huggingface_hub import ModelCard
+
+    life = a_life(tmp_path / "file")
+    make(life, tmp_path / "a")
+    local = ModelCard.load(tmp_path / "a" / "README.md").data
+    hub = a_life(tmp_path / "hub")
+    hub.facts["Import"] |= {"model": "HuggingFaceTB/SmolLM2-135M", "revision": "0" * 40}
+    make(hub, tmp_path / "b")
+    assert local.base_model is None
+    assert ModelCard.load(tmp_path / "b" / "README.md").data.base_model == "HuggingFaceTB/SmolLM2-135M"
+    assert (local.license, local.language, local.pipeline_tag) == ("apache-2.0", ["fi", "en"], "text-generation")
+    assert {(r.dataset_name, r.metric_type, r.metric_value) for r in local.eval_results} >= {
+        ("fi", "bits_per_byte", 2.03)
+    }
+
+
+def test_the_card_folder_holds_the_model_without_a_second_copy(tmp_path: Path) -> None:
+    life = a_life(tmp_path / "store")
+    make(life, tmp_path / "card", {"Export": {"model.safetensors": b"weights"}})
+    exported = life.artifacts()[life.stage("Export")].path / "model.safetensors"
+    assert (tmp_path / "card" / "model.safetensors").samefile(exported)
+    assert not (tmp_path / "card" / "manifest.json").exists()
+
+
+def test_where_links_fail_the_model_is_copied(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError("no links here")
+
+    monkeypatch.setattr(os, "link", refuse)
+    make(a_life(tmp_path / "store"), tmp_path / "card", {"Export": {"model.safetensors": b"weights"}})
+    assert (tmp_path / "card" / "model.safetensors").read_bytes() == b"weights"
+
+
+def test_a_card_that_fails_leaves_no_finished_folder(tmp_path: Path) -> None:
+    life = a_life(tmp_path / "store")
+    life.facts["Compare"]["samples"] = []
+    with pytest.raises(UserError, match="no samples"), create(tmp_path / "card", False) as (draft, _):
+        card_of(life).run(draft, life.write())
+    assert not (tmp_path / "card").exists()
+
+
+def test_the_usage_snippet_runs_as_printed(tmp_path: Path) -> None:
+    folder = tmp_path / "tiny"
+    write_tiny_model(folder)
+    files = {file.name: file.read_bytes() for file in folder.iterdir()}
+    page = make(a_life(tmp_path / "store"), tmp_path / "runs/tiny/model", {"Export": files})
+    snippet = page.partition("```python\n")[2].partition("```")[0]
+    done = subprocess.run(
+        [sys.executable, "-c", snippet],
+        cwd=tmp_path,
+        env=os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith('Suomen "kieli"')
+    assert "pad_token" not in done.stderr
