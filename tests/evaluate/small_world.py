@@ -10,7 +10,9 @@ import zstandard
 from ahkio.core.stage import Stage
 
 FINNISH = "yö päivä metsä järvi poro ahkio lumi tuli kala vene saari polku kuu aurinko tähti talo ovi käsi sana laulu"
-ENGLISH = "night day forest lake reindeer sledge snow fire fish boat island path moon sun star house door hand word song"
+ENGLISH = (
+    "night day forest lake reindeer sledge snow fire fish boat island path moon sun star house door hand word song"
+)
 EOS, BOS = "<|end|>", "<|begin|>"
 
 
@@ -69,7 +71,7 @@ class SmallModel(Stage):
 
 
 def save_tokenizer(folder):
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -77,6 +79,7 @@ def save_tokenizer(folder):
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     trainer = trainers.BpeTrainer(vocab_size=320, special_tokens=[BOS, EOS], initial_alphabet=alphabet)
     tokenizer.train_from_iterator([FINNISH, ENGLISH] * 4, trainer)
+    tokenizer.post_processor = processors.TemplateProcessing(single=f"{BOS} $A", special_tokens=[(BOS, 0)])
     tokenizer.save(str(folder / "tokenizer.json"))
     config = {"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": BOS, "eos_token": EOS}
     (folder / "tokenizer_config.json").write_text(json.dumps(config))

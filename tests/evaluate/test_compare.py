@@ -4,8 +4,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import sacrebleu
-from small_world import SmallCorpus, SmallModel, quiet, sentences
 from small_world import FINNISH as WORDS
+from small_world import SmallCorpus, SmallModel, quiet, sentences
 
 from ahkio.core.errors import UserError
 from ahkio.core.stage import Stage, build

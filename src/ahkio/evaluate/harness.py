@@ -36,12 +36,13 @@ def run_tasks(
     Tasks with a split of examples get `shots` of them; `limit` is the most items of each task, 0 for all.
     """
     with tempfile.TemporaryDirectory() as cache, _offline(), _quiet():
-        tasks = {file.stem: _load(file, questions, Path(cache), shots, seed) for file in files}
+        tasks = {file.stem: load_task(file, questions, Path(cache), shots, seed) for file in files}
         results = evaluate(lm, {"tasks": tasks}, limit=limit or None, bootstrap_iters=0)
         return {name: _result(name, task, results) for name, task in tasks.items()}
 
 
-def _load(file: Path, questions: Path, cache: Path, shots: int, seed: int) -> ConfigurableTask:
+def load_task(file: Path, questions: Path, cache: Path, shots: int, seed: int) -> ConfigurableTask:
+    """The task of one YAML file on the question files of a folder; what lm-eval makes of them goes to `cache`."""
     config = yaml.safe_load(file.read_text(encoding="utf-8"))
     names = config["dataset_kwargs"]["data_files"]
     config["dataset_kwargs"] = {

@@ -92,7 +92,7 @@ class AhkioLM(TemplateLM):
         """Log-likelihood of whole texts in nats, over lm-eval's disjoint windows (so with `bos`, BOS is scored too)."""
         windows = [self._windows(*request.args) for request in requests]
         flat = [context + continuation for windows_of in windows for context, continuation in windows_of]
-        losses = iter(document_losses(self.model, flat, self.context + 1, self.tokens_per_batch))
+        losses = iter(document_losses(self.model, flat, self.context, self.tokens_per_batch))
         return [-sum(sum(next(losses)[-len(scored) :]) for _, scored in windows_of) for windows_of in windows]
 
     def _windows(self, text: str) -> list[tuple[list[int], list[int]]]:

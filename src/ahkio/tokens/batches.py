@@ -1,0 +1,163 @@
+"""From rows of the mix to batches of ids, labels, positions and document bounds; and the ledger of what was read.
+
+A row is T + 1 tokens: row k of a source covers tokens k x T to k x T + T of its documents laid end to end, so that
+neighbours share one token and every token but the first is a label once, as in Megatron.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ahkio.core.errors import UserError
+from ahkio.core.stage import Stage
+from ahkio.tokens.mixture import Mix, Plan
+from ahkio.tokens.shards import TokenStore
+
+IGNORE = -100  # a label that is not trained on; PyTorch's own default
+NONE = np.zeros(0, np.int64)
+
+Ledger = dict[str, dict[str, float]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rows:
+    """The shape of a run's rows, and how many make an optimizer step."""
+
+    length: int = 1024  # T, tokens
+    per_step: int = 512  # rows on all ranks together
+    documents: Literal["separate", "across"] = "separate"  # whether attention and labels cross document bounds
+
+    def __post_init__(self) -> None:
+        if self.length < 1 or self.per_step < 1:
+            raise UserError(f"Rows of {self.length} tokens, {self.per_step} a step; both have to be at least 1.")
+
+
+class Batch(NamedTuple):
+    """B rows of T tokens. Attention stays within segments, which lie end to end over the B x T flattened tokens."""
+
+    ids_BT: NDArray[np.int64]
+    labels_BT: NDArray[np.int64]  # the token after each, or IGNORE
+    positions_BT: NDArray[np.int64]  # counted from the start of each segment
+    lengths: NDArray[np.int32]  # tokens in each segment; they sum to B x T and none crosses a row
+    sources: tuple[str, ...]  # of each row
+    rows: tuple[int, ...]  # the rows' numbers in the run
+
+
+def open_batches(mix: Mix, stores_by_stage: Mapping[Stage, Path], rows: Rows, total_rows: int) -> "Batches":
+    """Open the shards of every source once and check that they give `total_rows` rows, before anything is trained."""
+    by_stage = {stage: TokenStore(stores_by_stage[stage]) for stage in dict.fromkeys(mix.sources.values())}
+    stores = {name: by_stage[stage] for name, stage in mix.sources.items()}
+    plan = plan_of(mix, {name: store.tokens for name, store in stores.items()}, rows)
+    plan.check(total_rows)
+    return Batches(plan, stores, rows)
+
+
+def plan_of(mix: Mix, tokens: Mapping[str, int], rows: Rows) -> Plan:
+    """The plan over sources of so many `tokens`."""
+    return Plan(mix, {name: max(0, tokens[name] - 1) // rows.length for name in mix.sources}, rows.length)
+
+
+@dataclass(frozen=True)
+class Batches:
+    """The batches of a run. Each is a pure function of its step and rank, so it needs no state to resume."""
+
+    plan: Plan
+    stores: Mapping[str, TokenStore]
+    rows: Rows
+
+    def rows_of(self, step: int, rank: int = 0, ranks: int = 1) -> range:
+        """The numbers of the rows that `rank` of `ranks` takes of global batch `step`: its even, contiguous part."""
+        if self.rows.per_step % ranks:
+            raise UserError(
+                f"A step of {self.rows.per_step} rows can't be divided evenly among {ranks} ranks; choose a per_step "
+                "that can, or other ranks."
+            )
+        part = self.rows.per_step // ranks
+        first = step * self.rows.per_step + rank * part
+        return range(first, first + part)
+
+    def micro(self, step: int, micro_rows: int, rank: int = 0, ranks: int = 1) -> Iterator[Batch]:
+        """A rank's part of batch `step`, at most `micro_rows` rows at a time."""
+        numbers = self.rows_of(step, rank, ranks)
+        for at in range(0, len(numbers), micro_rows):
+            yield self.read(numbers[at : at + micro_rows])
+
+    def read(self, numbers: Sequence[int]) -> Batch:
+        """The rows of these numbers."""
+        T, separate = self.rows.length, self.rows.documents == "separate"
+        tokens_BT1 = np.empty((len(numbers), T + 1), np.int64)
+        bounds: list[NDArray[np.int64]] = []
+        sources = []
+        for b, number in enumerate(numbers):
+            place = self.plan.row(number)
+            store, start = self.stores[place.source], place.row * T
+            tokens_BT1[b] = store.read(start, T + 1)
+            bounds.append(store.document_bounds(start, T + 1) if separate else NONE)
+            sources.append(place.source)
+        labels_BT, starts = _part_documents(tokens_BT1, bounds)
+        lengths = np.diff(starts, append=labels_BT.size)
+        positions = np.arange(labels_BT.size) - np.repeat(starts, lengths)
+        return Batch(
+            ids_BT=tokens_BT1[:, :-1].copy(),
+            labels_BT=labels_BT,
+            positions_BT=positions.reshape(labels_BT.shape),
+            lengths=lengths.astype(np.int32),
+            sources=tuple(sources),
+            rows=tuple(numbers),
+        )
+
+
+def _part_documents(
+    tokens_BT1: NDArray[np.int64], bounds: Sequence[NDArray[np.int64]]
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Labels, with those that would tell the first token of another document ignored, and where segments start in the
+    flattened tokens. `bounds` are the places of documents' first tokens in each row."""
+    labels_BT = tokens_BT1[:, 1:].copy()
+    T = labels_BT.shape[1]
+    starts = []
+    for b, row_bounds in enumerate(bounds):
+        firsts = np.unique(row_bounds)
+        labels_BT[b, firsts[firsts > 0] - 1] = IGNORE
+        starts.append(b * T + np.union1d([0], firsts[firsts < T]))
+    return labels_BT, np.concatenate([NONE, *starts]).astype(np.int64)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The ledger
+
+
+def add(ledger: Ledger, batch: Batch, plan: Plan) -> Ledger:
+    """`ledger` with what `batch` held: by source its rows, tokens, tokens trained on, and epochs so far."""
+    trained_B = (batch.labels_BT != IGNORE).sum(axis=1).tolist()
+    T = batch.ids_BT.shape[1]
+    read = [
+        {name: {"rows": 1, "tokens": T, "trained_tokens": n}} for name, n in zip(batch.sources, trained_B, strict=True)
+    ]
+    return merged([ledger, *read], plan)
+
+
+def merged(ledgers: Iterable[Mapping[str, Mapping[str, float]]], plan: Plan) -> Ledger:
+    """The sum of several ledgers, such as those of all ranks."""
+    total: Ledger = {}
+    for ledger in ledgers:
+        for name, counts in ledger.items():
+            sums = total.setdefault(name, {"rows": 0, "tokens": 0, "trained_tokens": 0})
+            for key in ("rows", "tokens", "trained_tokens"):
+                sums[key] += counts[key]
+    return {name: sums | {"epochs": sums["rows"] / plan.available[name]} for name, sums in total.items()}
+
+
+def audit(ledger: Ledger, plan: Plan, rows: int) -> None:
+    """Refuse a ledger that doesn't hold just what `plan` gives in its first `rows` rows."""
+    planned = plan.counts(rows)
+    for name in dict.fromkeys([*planned, *ledger]):
+        due, read = planned.get(name, 0), int(ledger.get(name, {}).get("rows", 0))
+        if read != due:
+            raise UserError(
+                f"After {rows:,} rows of the run, {read:,} rows of source {name!r} were read and the plan has {due:,}; "
+                "this is not the same run: go on with its own recipe, or start a new one."
+            )

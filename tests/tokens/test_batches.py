@@ -1,0 +1,192 @@
+from collections import Counter
+from dataclasses import dataclass
+from itertools import chain
+
+import numpy as np
+import pytest
+
+from ahkio.core.errors import UserError
+from ahkio.core.stage import Stage
+from ahkio.tokens.batches import IGNORE, Rows, add, audit, merged, open_batches, plan_of
+from ahkio.tokens.mixture import Mix, Segment, Share
+from ahkio.tokens.shards import ShardWriter, id_dtype
+
+T = 16
+
+
+@dataclass(frozen=True, kw_only=True)
+class Text(Stage):
+    domain: str
+
+
+def documents_of(source, count=60):
+    """Documents of 1 to 39 tokens that start with 1 and whose other ids are unlike those of other sources."""
+    draw = np.random.default_rng(len(source))
+    return [[1, *draw.integers(2, 300, n - 1).tolist()] for n in draw.integers(1, 40, count)]
+
+
+def write(folder, documents):
+    folder.mkdir()
+    for shard in range(3):
+        with ShardWriter(folder / f"shard-0000{shard}", id_dtype(300)) as writer:
+            for document in documents[shard::3]:
+                writer.add(np.array(document), np.array([len(document)]))
+    return folder
+
+
+@pytest.fixture
+def world(tmp_path):
+    return {Text(domain=name): write(tmp_path / name, documents_of(name)) for name in ("fi", "eng", "code")}
+
+
+def mix(weights=(("fi", 0.5), ("eng", 0.3), ("code", 0.2)), rows=0):
+    shares = tuple(Share(name=name, tokens=Text(domain=name), weight=weight) for name, weight in weights)
+    return Mix(segments=(Segment(rows=rows, shares=shares),))
+
+
+def opened(world, rows=48, **settings):
+    return open_batches(mix(), world, Rows(length=T, per_step=12, **settings), rows)
+
+
+def stream(name):
+    """The ids of a source end to end, and the places where documents start, worked out without TokenStore."""
+    documents = [d for shard in range(3) for d in documents_of(name)[shard::3]]
+    return list(chain.from_iterable(documents)), {0, *np.cumsum([len(d) for d in documents]).tolist()}
+
+
+def same(one, other):
+    return all(np.array_equal(a, b) for a, b in zip(one, other, strict=True))
+
+
+@pytest.mark.parametrize("documents", ["separate", "across"])
+def test_a_row_is_its_window_of_the_stream_with_labels_one_ahead(world, documents):
+    batches = opened(world, documents=documents)
+    batch = batches.read(range(48))
+    ends = np.cumsum(batch.lengths).tolist()
+    for b in range(48):
+        place = batches.plan.row(b)
+        ids, starts = stream(place.source)
+        window, first = ids[place.row * T : place.row * T + T + 1], place.row * T
+        assert batch.sources[b] == place.source
+        assert batch.ids_BT[b].tolist() == window[:T]
+        position = 0
+        for t in range(T):
+            begins = documents == "separate" and first + t in starts
+            position = 0 if begins or t == 0 else position + 1
+            next_begins = documents == "separate" and first + t + 1 in starts
+            assert batch.positions_BT[b, t] == position
+            assert batch.labels_BT[b, t] == (IGNORE if next_begins else window[t + 1])
+            assert (b * T + t + 1 in ends) == (next_begins or t == T - 1)
+    assert batch.lengths.sum() == 48 * T
+    assert (batch.lengths > 0).all()
+    assert batch.rows == tuple(range(48))
+
+
+def test_the_types_are_what_the_train_room_expects(world):
+    batch = opened(world).read(range(5, 8))
+    assert (batch.ids_BT.dtype, batch.labels_BT.dtype, batch.positions_BT.dtype) == (np.int64, np.int64, np.int64)
+    assert batch.lengths.dtype == np.int32
+    assert batch.ids_BT.shape == batch.labels_BT.shape == batch.positions_BT.shape == (3, T)
+    assert batch.ids_BT.flags.c_contiguous
+    assert batch.rows == (5, 6, 7)
+
+
+def test_across_documents_a_row_is_one_segment_and_all_of_it_is_trained(world):
+    batch = opened(world, documents="across").read(range(12))
+    assert batch.lengths.tolist() == [T] * 12
+    assert (batch.labels_BT != IGNORE).all()
+    assert (batch.positions_BT == np.arange(T)).all()
+
+
+def test_neighbouring_rows_share_one_token_so_that_each_is_a_label_once(world):
+    batches = opened(world, documents="across")
+    rows = {batches.plan.row(i): i for i in range(200)}
+    first_epoch = {row.row: i for row, i in rows.items() if row.source == "fi" and row.epoch == 0}
+    ids, _ = stream("fi")
+    available = batches.plan.available["fi"]
+    assert available == (len(ids) - 1) // T
+    assert sorted(first_epoch) == list(range(available))
+    batch = batches.read([first_epoch[k] for k in range(available)])
+    assert batch.labels_BT.ravel().tolist() == ids[1 : available * T + 1]
+    assert (batch.labels_BT[:-1, -1] == batch.ids_BT[1:, 0]).all()
+
+
+@pytest.mark.parametrize("extra", [0, 1])
+def test_a_row_takes_one_token_more_than_its_length(extra):
+    sources = dict.fromkeys(("fi", "eng", "code"), 10 * T + extra)
+    assert set(plan_of(mix(), sources, Rows(length=T)).available.values()) == {9 + extra}
+    assert set(plan_of(mix(), dict.fromkeys(sources, 0), Rows(length=T)).available.values()) == {0}
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 3, 4, 6, 12])
+@pytest.mark.parametrize("micro_rows", [1, 5, 12])
+def test_a_global_batch_is_the_same_on_any_ranks_and_micro_batches(world, ranks, micro_rows):
+    batches = opened(world)
+    for step in (0, 3):
+        whole = batches.read(range(step * 12, step * 12 + 12))
+        parts = [part for rank in range(ranks) for part in batches.micro(step, micro_rows, rank, ranks)]
+        assert all(len(part.rows) <= micro_rows for part in parts)
+        assert same(whole, [np.concatenate(arrays) for arrays in zip(*parts, strict=True)])
+
+
+def test_a_batch_depends_on_step_and_rank_alone(world):
+    forwards = [list(opened(world).micro(step, 4, 1, 2)) for step in range(4)]
+    batches = opened(world)
+    for step in (3, 1, 0, 2):
+        assert all(same(a, b) for a, b in zip(batches.micro(step, 4, 1, 2), forwards[step], strict=True))
+
+
+def test_a_step_that_ranks_cannot_share_evenly_is_refused(world):
+    with pytest.raises(UserError, match="12 rows can't be divided evenly among 5 ranks"):
+        opened(world).rows_of(0, 0, 5)
+
+
+def test_sources_that_name_the_same_tokens_share_one_store(world):
+    shares = tuple(Share(name=name, tokens=Text(domain="fi"), weight=1) for name in ("once", "again"))
+    batches = open_batches(Mix(segments=(Segment(rows=0, shares=shares),)), world, Rows(length=T, per_step=2), 10)
+    assert batches.stores["once"] is batches.stores["again"]
+
+
+def test_a_run_that_needs_too_many_epochs_is_refused_before_the_first_step(world):
+    with pytest.raises(UserError, match=r"Source 'fi' has \d+ rows .* above its max_epochs of 4"):
+        opened(world, rows=10_000)
+
+
+def test_a_source_smaller_than_one_row_is_refused(world, tmp_path):
+    small = {**world, Text(domain="code"): write(tmp_path / "small", [[1, 2], [1, 3], [1, 4]])}
+    with pytest.raises(UserError, match=f"'code' has fewer than the {T + 1} tokens that one row takes"):
+        opened(small)
+
+
+def test_rows_of_nothing_are_refused():
+    with pytest.raises(UserError, match="at least 1"):
+        Rows(length=0)
+
+
+def test_the_ledger_counts_what_was_read_and_agrees_with_the_plan(world):
+    batches = opened(world)
+    plan, ledger, trained = batches.plan, {}, Counter()
+    for step in range(3):
+        for batch in batches.micro(step, 5):
+            before = {name: dict(counts) for name, counts in ledger.items()}
+            later = add(ledger, batch, plan)
+            assert ledger == before
+            ledger = later
+            for source, labels_T in zip(batch.sources, batch.labels_BT, strict=True):
+                trained[source] += int((labels_T != IGNORE).sum())
+    audit(ledger, plan, 36)
+    for name, count in plan.counts(36).items():
+        epochs = count / plan.available[name]
+        assert ledger[name] == {"rows": count, "tokens": count * T, "trained_tokens": trained[name], "epochs": epochs}
+    ranks = [add({}, batches.read(batches.rows_of(step, rank, 2)), plan) for step in range(3) for rank in range(2)]
+    assert merged(ranks, plan) == ledger
+
+
+def test_a_ledger_of_another_run_is_refused_with_both_counts(world):
+    batches = opened(world)
+    ledger = add({}, batches.read(range(24)), batches.plan)
+    sentence = "After 36 rows of the run, 12 rows of source 'fi' were read and the plan has 18"
+    with pytest.raises(UserError, match=sentence):
+        audit(ledger, batches.plan, 36)
+    with pytest.raises(UserError, match="3 rows of source 'sv' were read and the plan has 0"):
+        audit({**ledger, "sv": {"rows": 3}}, batches.plan, 24)
