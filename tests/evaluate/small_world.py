@@ -29,8 +29,8 @@ def pairs(count):
     return [{"text": f"{e}\n{f}", "en": e, "fi": f} for e, f in zip(english, finnish, strict=True)]
 
 
-def documents(count):
-    return [{"text": "\n".join(sentences(f"document {n}", FINNISH, 12, 10))} for n in range(count)]
+def documents(count, length=12):
+    return [{"text": "\n".join(sentences(f"document {n}", FINNISH, length, 10))} for n in range(count)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,10 +39,11 @@ class SmallCorpus(Stage):
 
     pairs: int = 40
     documents: int = 12
+    sentences: int = 12
     columns: tuple[str, ...] = ("en", "fi")
 
     def run(self, out, inputs):
-        domains = {"pairs": pairs(self.pairs), "finnish": documents(self.documents)}
+        domains = {"pairs": pairs(self.pairs), "finnish": documents(self.documents, self.sentences)}
         for name, rows in domains.items():
             kept = [{k: v for k, v in row.items() if k == "text" or k in self.columns} for row in rows]
             write_heldout(out / name / "heldout.jsonl.zst", name, kept)

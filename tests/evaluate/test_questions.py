@@ -65,8 +65,8 @@ def test_another_language_needs_only_other_fields(tmp_path):
     ("stage", "message"),
     [
         (replace(STAGE, items=100), "has 40 usable pairs of sentences, and 104 are needed"),
-        (replace(STAGE, items=30, corpus=SmallCorpus(documents=4)), "has 8 usable passages, and 30 are needed"),
-        (replace(STAGE, items=4, corpus=SmallCorpus(documents=2)), "too few held-out documents"),
+        (replace(STAGE, items=30, corpus=SmallCorpus(documents=4)), "has 12 usable passages, and 30 are needed"),
+        (replace(STAGE, items=4, corpus=SmallCorpus(documents=1, sentences=24)), "too few held-out documents"),
         (replace(STAGE, corpus=SmallCorpus(columns=("en",))), "has no column 'fi'"),
         (replace(STAGE, documents="finish"), "no domain 'finish'"),
     ],

@@ -41,7 +41,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def go_on(folder: Path, prompt: str, max_new: int, temperature: float, seed: int) -> dict[str, Any]:
-    """{"prompt", "text", "tokens"}: what the model in `folder` says next, and the ids of that. Takes torch's seconds."""
+    """{"prompt", "text", "tokens"}: what the model in `folder` says next, and the ids of that."""
     from ahkio.model.generate import generate
     from ahkio.model.hub import load_model
     from ahkio.tokens.tokenizer import Encoder

@@ -46,13 +46,13 @@ def plan_of(request: Request) -> dict[str, Any]:
     stages = lineage(request.target)
     forecasts = {stage: forecast_of(stage, request, known) for stage in stages}
     trains = [forecast for forecast in forecasts.values() if "steps" in forecast]
-    warned = {stage: facts for stage, facts in forecasts.items() if stage in needed}
+    pending = {request.label(stage): facts for stage, facts in forecasts.items() if stage in needed}
     return {
         "target": request.name,
         "stages": [describe(stage, request, stage in needed, known) for stage in stages],
         **{key: trains[-1][key] for key in LIFTED if trains and key in trains[-1]},
-        "warnings": [f"{request.label(s)}: {text}" for s, facts in warned.items() for text in facts.get("warnings", [])],
-        "refusals": [f"{request.label(s)}: {facts['refusal']}" for s, facts in warned.items() if facts.get("refusal")],
+        "warnings": [f"{name}: {text}" for name, facts in pending.items() for text in facts.get("warnings", [])],
+        "refusals": [f"{name}: {facts['refusal']}" for name, facts in pending.items() if facts.get("refusal")],
     }
 
 

@@ -13,8 +13,6 @@ from ahkio.core.config import apply_overrides, load_recipe
 from ahkio.core.errors import UserError
 from ahkio.core.stage import Stage, lineage
 
-RUNS = "runs"
-
 Parsers = Any  # argparse's own type of what add_subparsers gives is private
 
 
@@ -64,10 +62,8 @@ class Request:
 
     def command(self, verb: str, name: str = "", *options: str) -> str:
         """The line to type for `verb` with this recipe, its overrides and this store."""
-        runs = [] if self.runs == Path(RUNS) or "AHKIO_RUNS" in os.environ else ["--runs", str(self.runs)]
-        return shlex.join(
-            ["ahkio", verb, f"{self.recipe}:{name or self.name}", *self.overrides, *runs, *options],
-        )
+        runs = [] if self.runs == default_runs() else ["--runs", str(self.runs)]
+        return shlex.join(["ahkio", verb, f"{self.recipe}:{name or self.name}", *self.overrides, *runs, *options])
 
 
 def add_command(commands: Parsers, name: str, does: str, example: str, what: str) -> argparse.ArgumentParser:
@@ -82,9 +78,14 @@ def add_command(commands: Parsers, name: str, does: str, example: str, what: str
     parser.add_argument(
         "overrides", nargs="*", default=[], metavar="a.b=c", help="set a field of the recipe, such as train.steps=100"
     )
-    parser.add_argument("--runs", type=Path, default=Path(os.environ.get("AHKIO_RUNS") or RUNS), metavar="DIR")
+    where = "where artifacts and links to them are kept (default: AHKIO_RUNS, or runs)"
+    parser.add_argument("--runs", type=Path, default=default_runs(), metavar="DIR", help=where)
     parser.add_argument("--json", action="store_true", help="print JSON, for programs")
     return parser
+
+
+def default_runs() -> Path:
+    return Path(os.environ.get("AHKIO_RUNS") or "runs")
 
 
 def read_request(args: argparse.Namespace) -> Request:

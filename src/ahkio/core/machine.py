@@ -61,11 +61,16 @@ def cpu_flags() -> frozenset[str]:
     return frozenset()
 
 
-def has_fast_bf16() -> bool:
-    """Whether this machine multiplies bf16 matrices faster than fp32 ones: a GPU, or a CPU with the instructions."""
+def cpu_has_bf16() -> bool:
+    """Whether this CPU has instructions that multiply bf16 matrices; without them bf16 is far slower than fp32."""
+    return bool(cpu_flags() & {"avx512_bf16", "amx_bf16"})
+
+
+def multiplies_bf16() -> bool:
+    """As `cpu_has_bf16`, or a GPU is here."""
     import torch  # 1 s to import; most of what asks about a machine does not need it
 
-    return torch.cuda.is_available() or bool(cpu_flags() & {"avx512_bf16", "amx_bf16"})
+    return torch.cuda.is_available() or cpu_has_bf16()
 
 
 def cores() -> int:

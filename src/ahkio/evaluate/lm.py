@@ -24,7 +24,7 @@ from ahkio.tokens.tokenizer import Encoder
 Answer = tuple[float, bool]
 Encoded = tuple[tuple[str, str], list[int], list[int]]  # the request's texts, ids of its context and continuation
 
-PROMPTS_PER_BATCH = 16
+PROMPTS_PER_BATCH = 32
 
 
 def load_lm(folder: Path, *, context: int, dtype: str, device: str, bos: bool, tokens_per_batch: int) -> "AhkioLM":

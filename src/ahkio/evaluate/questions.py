@@ -22,8 +22,8 @@ Item = TypeVar("Item")
 
 OPTIONS = 4
 NEAREST = 12  # distractors are drawn from this many candidates nearest in length
-PAIR_CHARACTERS = range(20, 201)  # of each side: neither a menu label nor a paragraph
-OPENING_WORDS, CONTINUATION_WORDS = 40, 12
+PAIR_CHARACTERS = range(20, 121)  # of each side: neither a menu label nor a paragraph
+OPENING_WORDS, CONTINUATION_WORDS = 24, 8
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,79 @@
+"""The optimizer and the learning rate's course, as values with the functions that obey them."""
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from ahkio.core.errors import UserError
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+    from torch.optim import Optimizer
+
+MOMENTS = ("exp_avg", "exp_avg_sq")
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdamW:
+    """AdamW (Loshchilov & Hutter 2019) on fp32 weights; norms and other vectors do not decay."""
+
+    betas: tuple[float, float] = (0.9, 0.95)
+    eps: float = 1e-8
+    weight_decay: float = 0.1
+    clip: float = 1.0  # the largest norm of all gradients together
+
+    def build(self, model: "nn.Module") -> "Optimizer":
+        import torch
+
+        matrices = [weight for weight in model.parameters() if weight.ndim > 1]
+        vectors = [weight for weight in model.parameters() if weight.ndim <= 1]
+        groups = [
+            {"params": matrices, "weight_decay": self.weight_decay},
+            {"params": vectors, "weight_decay": 0.0},
+        ]
+        return torch.optim.AdamW(groups, lr=0.0, betas=self.betas, eps=self.eps, fused=True)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cosine:
+    """A linear rise to `peak`, then a half cosine down to `final` at the last step."""
+
+    peak: float = 3e-4
+    final: float = 1e-8
+    warmup: float = 0.05  # fraction of all steps
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.warmup < 1:
+            raise UserError(f"schedule.warmup is a fraction of all steps, at least 0 and below 1; got {self.warmup}.")
+        if not 0 < self.peak < 1:
+            raise UserError(f"schedule.peak is a learning rate, above 0 and below 1; got {self.peak}.")
+
+    def lr(self, step: int, steps: int) -> float:
+        """The learning rate of `step`, counted from 0, of a run of `steps`."""
+        rise = round(self.warmup * steps)
+        if step < rise:
+            return self.peak * (step + 1) / rise
+        done = (step - rise) / max(1, steps - 1 - rise)
+        return self.final + (self.peak - self.final) * (1 + math.cos(math.pi * done)) / 2
+
+
+def state_tensors(model: "nn.Module", optimizer: "Optimizer") -> "dict[str, Tensor]":
+    """Weights and moments by name, as a checkpoint holds them. A fresh optimizer gets moments of zero first."""
+    import torch
+
+    tensors = {}
+    for name, weight in model.named_parameters():
+        state = optimizer.state[weight]
+        for moment in MOMENTS:
+            tensors[f"{moment}.{name}"] = state.setdefault(moment, torch.zeros_like(weight))
+        tensors[f"weight.{name}"] = weight.detach()
+    return tensors
+
+
+def set_step(optimizer: "Optimizer", step: int) -> None:
+    """Tell a restored optimizer how many steps its moments have seen."""
+    import torch
+
+    for group in optimizer.param_groups:
+        for weight in group["params"]:
+            optimizer.state[weight]["step"] = torch.tensor(float(step), device=weight.device)
