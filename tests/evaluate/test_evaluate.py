@@ -14,8 +14,9 @@ from ahkio.core.errors import UserError
 from ahkio.core.stage import Stage, build, knowledge
 from ahkio.evaluate import evaluate as evaluate_module
 from ahkio.evaluate.compare import Compare
-from ahkio.evaluate.evaluate import Evaluate, HeldOut, read_items, task_file, text_ids
+from ahkio.evaluate.evaluate import Evaluate, read_items, task_file
 from ahkio.evaluate.questions import Questions
+from ahkio.tokens.heldout import HeldOut, text_ids
 from ahkio.tokens.tokens import Tokens
 
 torch.set_num_threads(1)

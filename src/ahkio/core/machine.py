@@ -66,11 +66,11 @@ def cpu_has_bf16() -> bool:
     return bool(cpu_flags() & {"avx512_bf16", "amx_bf16"})
 
 
-def multiplies_bf16() -> bool:
-    """As `cpu_has_bf16`, or a GPU is here."""
+def kind() -> str:
+    """The kind of device that torch would compute on here: "cuda" (also ROCm's name) or "cpu"."""
     import torch  # 1 s to import; most of what asks about a machine does not need it
 
-    return torch.cuda.is_available() or cpu_has_bf16()
+    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def cores() -> int:

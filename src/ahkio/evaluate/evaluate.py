@@ -2,7 +2,6 @@
 
 import difflib
 import importlib.util
-import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,27 +15,12 @@ from ahkio.core.errors import UserError
 from ahkio.core.machine import package_version
 from ahkio.core.stage import Facts, Inputs, Known, Stage
 from ahkio.evaluate.questions import Questions, read_jsonl, write_jsonl
-from ahkio.tokens.shards import TokenStore
-from ahkio.tokens.tokens import Tokens
+from ahkio.tokens.heldout import HeldOut, bits_per_byte, read_texts
 
 if TYPE_CHECKING:
     from ahkio.evaluate.lm import AhkioLM
 
 TASKS = Path(__file__).parent / "tasks"
-
-
-@dataclass(frozen=True)
-class HeldOut:
-    """A held-out set to measure bits per byte on, under a name for tables."""
-
-    name: str
-    tokens: Tokens
-
-    def __post_init__(self) -> None:
-        if self.tokens.side != "heldout":
-            raise UserError(
-                f"Held-out set {self.name!r} reads the {self.tokens.side} side; give Tokens side='heldout'."
-            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,18 +104,14 @@ class Evaluate(Stage):
                 f"Held-out set {held.name!r} was made with another tokenizer than the model's ({lm.encoder.path}); "
                 "give its Tokens this model as tokenizer."
             )
-        store = TokenStore(tokens.path)
-        numbers = range(min(self.documents or store.documents, store.documents))
-        bos, eos = tokens.facts["bos"], tokens.facts["eos"]
-        texts = [text_ids(store.document(number).tolist(), bos, eos) for number in numbers]
-        sizes = [store.document_bytes(number) for number in numbers]
+        texts = read_texts(tokens.path, tokens.facts, self.documents)
         items = [
             {"document": number, "nats": nats, "bytes": size, "tokens": len(ids) - 1}
-            for number, nats, size, ids in zip(numbers, lm.nats(texts), sizes, texts, strict=True)
+            for number, (nats, size, ids) in enumerate(zip(lm.nats(texts.ids), texts.sizes, texts.ids, strict=True))
         ]
         write_items(out, f"bits_per_byte.{held.name}", items)
         total = {key: sum(item[key] for item in items) for key in ("nats", "bytes", "tokens")}
-        bits = total["nats"] / math.log(2) / total["bytes"]
+        bits = bits_per_byte([item["nats"] for item in items], texts.sizes)
         return {"bits_per_byte": bits, "bytes": total["bytes"], "tokens": total["tokens"], "documents": len(items)}
 
     def _answer(self, lm: "AhkioLM", questions: Path, out: Path) -> Facts:
@@ -149,12 +129,6 @@ class Evaluate(Stage):
         ids = [lm.tok_encode(prompt) for prompt in self.prompts]
         texts = lm.continue_prompts(ids, self.prompt_tokens) if ids else []
         return [{"prompt": prompt, "text": text} for prompt, text in zip(self.prompts, texts, strict=True)]
-
-
-def text_ids(document: list[int], bos: int | None, eos: int) -> list[int]:
-    """A stored document as one token of context, BOS or EOS in its place, and the text's own tokens, without EOS."""
-    body = document[:-1] if document[-1:] == [eos] else document
-    return [eos, *body] if bos is None else body
 
 
 def task_file(name: str) -> Path:

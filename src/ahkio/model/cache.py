@@ -41,8 +41,11 @@ class Cache:
 
     def repeated(self, times: int) -> "Cache":
         """A cache of `times` as many rows, each row repeated side by side; the original stays as it is."""
+        return self.selected(torch.arange(len(self.valid_BS), device=self.valid_BS.device).repeat_interleave(times))
+
+    def selected(self, rows: Tensor) -> "Cache":
+        """A cache of these rows of this one, which stays as it is."""
         copy = object.__new__(Cache)
-        copy.kept = self.kept.repeat_interleave(times, dim=2)
-        copy.valid_BS = self.valid_BS.repeat_interleave(times, dim=0)
+        copy.kept, copy.valid_BS = self.kept[:, :, rows], self.valid_BS[rows]
         copy.length, copy.ahead = self.length, self.ahead
         return copy

