@@ -88,17 +88,17 @@ def test_recomputing_changes_neither_loss_nor_gradients(tmp_path):
     assert all(torch.equal(a, b) for a, b in zip(*gradients, strict=True))
 
 
-def test_compiled_blocks_give_the_same_in_one_graph_for_all_documents(tmp_path):
+def test_compiled_blocks_need_no_new_graph_for_other_documents(tmp_path):
     write(tmp_path)
     plain, compiled = load_model(tmp_path), load_model(tmp_path)
     graphs = []
     torch._dynamo.reset()
     for block in compiled.blocks:
-        block.compile(dynamic=False, fullgraph=True, backend=lambda graph, _: graphs.append(graph) or graph)
-    for lengths in ((9, 21), (1, 12, 17), (30,), (3, 3, 3, 3, 18)):
+        block.compile(fullgraph=True, backend=lambda graph, _: graphs.append(graph) or graph)
+    for lengths in ((9, 21), (1, 12, 17), (30,), (3, 3, 3, 3, 18), (1,) * 30):
         ids, positions, bounds, _ = packed(documents(*lengths))
         assert close(logits(compiled, ids, positions, bounds, 30), logits(plain, ids, positions, bounds, 30))
-    assert len(graphs) == 1
+    assert len(graphs) <= 2 * len(compiled.blocks)  # one for the first shape, one for any
 
 
 def test_parameters_are_counted_as_they_are(tmp_path):
@@ -108,18 +108,15 @@ def test_parameters_are_counted_as_they_are(tmp_path):
 
 
 def test_flops_count_each_product_and_causal_attention(tmp_path):
-    """Against torch's own counter, which counts the whole square of attention, so half of it is taken off."""
+    """Products by torch's own counter, which cannot see into our attention; backward is twice forward."""
     from torch.utils.flop_counter import FlopCounterMode
 
     model, length = load_model(write(tmp_path)), 32
     c = model.config
     with FlopCounterMode(display=False) as counter:
         logits(model, *one(documents(length)[0]))
-    found = counter.get_total_flops()
-    attention = 4 * c.layers * c.heads * c.head_width * length * length
-    counted_attention = attention if found > c.flops_per_token(length) * length / 3 else 0
-    products = found - counted_attention
-    assert c.flops_per_token(length) * length == pytest.approx(3 * (products + attention / 2), rel=1e-3)
+    attention = 4 * c.layers * c.heads * c.head_width * length * length / 2
+    assert c.flops_per_token(length) * length == pytest.approx(3 * (counter.get_total_flops() + attention))
 
 
 def test_the_same_seed_makes_the_same_random_model(tmp_path):

@@ -16,6 +16,7 @@ from typing import Any
 
 from torch import Tensor
 from torch.distributed.checkpoint import state_dict_loader, state_dict_saver
+from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, HuggingFaceStorageWriter
 
 from ahkio.core.artifact import sha256, write_json
@@ -25,18 +26,18 @@ STATE = "state.json"
 
 
 def save(folder: Path, step: int, tensors: dict[str, Tensor], state: dict[str, Any], keep: int = 1) -> Path:
-    """Publish the checkpoint of `step` under `folder`, and delete all but the newest `keep`."""
+    """Publish the checkpoint of `step` under `folder`, and delete all else there but the newest `keep`."""
     final = folder / f"step-{step:08d}"
     draft = folder / f"step-{step:08d}.tmp"
     shutil.rmtree(draft, ignore_errors=True)
     draft.mkdir(parents=True)
-    with _quiet():
+    with _quiet(), _plain_errors():
         state_dict_saver.save(dict(tensors), storage_writer=HuggingFaceStorageWriter(str(draft)), no_dist=True)
     files = {path.name: sha256(path) for path in sorted(draft.iterdir())}
     write_json(draft / STATE, state | {"step": step, "files": files})
     shutil.rmtree(final, ignore_errors=True)
     os.replace(draft, final)
-    for old in checkpoints(folder)[:-keep]:
+    for old in set(folder.iterdir()) - set(checkpoints(folder)[-keep:]):
         shutil.rmtree(old)
     return final
 
@@ -63,8 +64,17 @@ _ADVICE = "delete that folder, and the run goes on from the checkpoint before it
 
 def load(checkpoint: Path, tensors: dict[str, Tensor]) -> None:
     """Fill `tensors`, which give names and shapes, from the checkpoint."""
-    with _quiet():
+    with _quiet(), _plain_errors():
         state_dict_loader.load(tensors, storage_reader=HuggingFaceStorageReader(str(checkpoint)), no_dist=True)
+
+
+@contextlib.contextmanager
+def _plain_errors() -> Iterator[None]:
+    """Let what went wrong on a rank, such as a full disk, rise as itself: torch's wrapper is not even an Exception."""
+    try:
+        yield
+    except CheckpointException as error:
+        raise next(iter(error.failures.values()))[0] from error
 
 
 @contextlib.contextmanager

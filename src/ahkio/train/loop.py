@@ -54,7 +54,7 @@ def train(run: "Train", out: Path, inputs: Inputs) -> Facts:
     progress = resume(run, out, model, optimizer, batches)
     if run.compile:
         for block in model.blocks:
-            block.compile(dynamic=False)
+            block.compile()
     with open_log(out, run.steps, "train") as log, asked_to_stop() as stop:
         log.truncate_after(progress.step - 1)
         if progress.step == 0:
@@ -78,7 +78,7 @@ def take_steps(
 ) -> None:
     """From where the run is to its end; `progress` is kept up with it."""
     flops = model.config.flops_per_token(run.rows.length)
-    peak = machine.peak_flops(str(DTYPES[run.precision]).removeprefix("torch."), model.embed.weight.device.type)[0]
+    peak = peak_of(run, model.embed.weight.device.type)[0]
     for step in range(progress.step, run.steps):
         began = perf_counter()
         micro = list(batches.micro(step, run.micro_batch or run.rows.per_step))
@@ -91,9 +91,10 @@ def take_steps(
                  tokens=(step + 1) * run.rows.per_step * run.rows.length)  # fmt: skip
         if due(step, run.measure_every, run.steps):
             note_bits(run, progress, model, sets, log)
-        if due(step, run.save_every, run.steps) or stop():
+        stopping = stop()
+        if due(step, run.save_every, run.steps) or stopping:
             save(run, out, model, optimizer, progress)
-        if stop():
+        if stopping:
             raise KeyboardInterrupt
 
 
@@ -169,7 +170,7 @@ def out_folder(out: Path) -> Path:
 def facts_of(run: "Train", model: Llama, progress: Progress, device: str) -> Facts:
     """What the manifest, the card and the report say of the run."""
     rate = run.tokens / progress.seconds
-    peak, found = machine.peak_flops(str(DTYPES[run.precision]).removeprefix("torch."), device)
+    peak, found = peak_of(run, device)
     return {
         "steps": run.steps,
         "tokens": run.tokens,
@@ -196,6 +197,11 @@ def facts_of(run: "Train", model: Llama, progress: Progress, device: str) -> Fac
         "restarts": progress.restarts,
         "hardware": hardware(device),
     }
+
+
+def peak_of(run: "Train", device: str) -> tuple[float, str]:
+    """What the device could do in the run's precision, in FLOP/s, and how that is known."""
+    return machine.peak_flops(str(DTYPES[run.precision]).removeprefix("torch."), device.partition(":")[0])
 
 
 def shares_of(ledger: Ledger) -> dict[str, dict[str, float]]:

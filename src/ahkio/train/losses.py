@@ -27,7 +27,8 @@ def next_token(model: Llama, batch: Batch) -> Loss:
     )
     lengths = torch.from_numpy(batch.lengths)
     bounds = torch.cat((torch.zeros(1, dtype=torch.int32), lengths.cumsum(0).int())).to(device)
-    x_BTD = model(ids_BT, positions_BT, bounds, int(lengths.max()))
+    longest = ids_BT.shape[1]  # not this batch's own, which torch.compile would compile anew for
+    x_BTD = model(ids_BT, positions_BT, bounds, longest)
     total = summed_loss(x_BTD.flatten(0, 1), model.head_weight, labels_BT.flatten())
     return Loss(total, trained_tokens(batch))
 
