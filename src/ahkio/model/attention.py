@@ -10,13 +10,16 @@ H query heads, K key/value heads, E head width. One place chooses the kernel:
 | anything else         | torch's scaled_dot_product_attention, once per document             |
 """
 
+import inspect
 import itertools
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention.varlen import varlen_attn
 
+VARLEN_GROUPS = "enable_gqa" in inspect.signature(varlen_attn).parameters  # since torch 2.12
 _flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 _flash_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
 
@@ -27,8 +30,9 @@ def attend_documents(q_NHE: Tensor, k_NKE: Tensor, v_NKE: Tensor, bounds: Tensor
         y_NHE: Tensor = document_attention(q_NHE, k_NKE, v_NKE, bounds)[0]
         return y_NHE
     if q_NHE.dtype in (torch.bfloat16, torch.float16):
-        gqa = q_NHE.shape[1] != k_NKE.shape[1]
-        y = varlen_attn(q_NHE, k_NKE, v_NKE, bounds, bounds, longest, longest, window_size=(-1, 0), enable_gqa=gqa)
+        groups: dict[str, Any] = {"enable_gqa": True} if VARLEN_GROUPS else {}
+        k, v = (x if VARLEN_GROUPS else _repeated(x, q_NHE.shape[1]) for x in (k_NKE, v_NKE))
+        y = varlen_attn(q_NHE, k, v, bounds, bounds, longest, longest, window_size=(-1, 0), **groups)
         assert isinstance(y, Tensor)
         return y
     pieces = [
@@ -49,8 +53,8 @@ def _heads(x_THE: Tensor) -> Tensor:
 
 
 def _repeated(x_THE: Tensor, heads: int) -> Tensor:
-    """Key/value heads repeated to `heads`, as a batch of one: torch's CPU kernel knows no grouped queries."""
-    return _heads(x_THE.repeat_interleave(heads // x_THE.shape[1], dim=1))
+    """Key/value heads repeated to `heads`, for kernels that know no grouped queries."""
+    return x_THE.repeat_interleave(heads // x_THE.shape[1], dim=1)
 
 
 @torch.library.custom_op("ahkio::document_attention", mutates_args=())
@@ -62,7 +66,7 @@ def document_attention(q_NHE: Tensor, k_NKE: Tensor, v_NKE: Tensor, bounds: Tens
     y_NHE = torch.empty_like(q_NHE, memory_format=torch.contiguous_format)
     lse_NH = torch.empty(q_NHE.shape[:2], dtype=torch.float32)
     for start, end in _spans(bounds):
-        k, v = (_repeated(x[start:end], q_NHE.shape[1]) for x in (k_NKE, v_NKE))
+        k, v = (_heads(_repeated(x[start:end], q_NHE.shape[1])) for x in (k_NKE, v_NKE))
         y, lse = _flash(_heads(q_NHE[start:end]), k, v, 0.0, True)
         y_NHE[start:end] = y[0].transpose(0, 1)
         lse_NH[start:end] = lse[0].transpose(0, 1)
@@ -82,7 +86,7 @@ def document_attention_backward(
     """Gradients of q, k and v."""
     grads = [torch.empty_like(x, memory_format=torch.contiguous_format) for x in (q_NHE, k_NKE, v_NKE)]
     for start, end in _spans(bounds):
-        k, v = (_repeated(x[start:end], q_NHE.shape[1]) for x in (k_NKE, v_NKE))
+        k, v = (_heads(_repeated(x[start:end], q_NHE.shape[1])) for x in (k_NKE, v_NKE))
         dy, q, y = (_heads(x[start:end]) for x in (dy_NHE, q_NHE, y_NHE))
         lse = lse_NH[start:end].transpose(0, 1)[None]
         for grad, piece in zip(grads, _flash_backward(dy, q, k, v, y, lse, 0.0, True), strict=True):

@@ -76,7 +76,10 @@ def tensor_files(folder: Path) -> list[Path]:
     """The safetensors files that make up the model in `folder`."""
     index = folder / INDEX
     if index.is_file():
-        return [folder / name for name in sorted(set(json.loads(index.read_text())["weight_map"].values()))]
+        try:
+            return [folder / name for name in sorted(set(json.loads(index.read_text())["weight_map"].values()))]
+        except (ValueError, KeyError) as error:
+            raise UserError(f"{index} can't be read ({error}); fetch the model again.") from error
     if (folder / "model.safetensors").is_file():
         return [folder / "model.safetensors"]
     raise UserError(f"{folder} holds no model.safetensors; this version reads safetensors only (never pickles).")
