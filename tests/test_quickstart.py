@@ -28,7 +28,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tokenizer.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     trainer = trainers.BpeTrainer(vocab_size=300, special_tokens=[MARK], initial_alphabet=alphabet)
-    tokenizer.train_from_iterator([(ROOT / "README.md").read_text()], trainer)
+    tokenizer.train_from_iterator([(ROOT / "data" / "NOTICE.md").read_text()], trainer)
     tokenizer.save(str(folder / "tokenizer.json"))
     marks = {"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": MARK, "eos_token": MARK}
     (folder / "tokenizer_config.json").write_text(json.dumps(marks))
@@ -49,7 +49,7 @@ def life(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, li
     """The folder of names that people use, and the words of the command that made it."""
     runs = tmp_path_factory.mktemp("runs")
     words = [
-        "recipes/quickstart.py", f"base.model={tiny}", "base.gate=check", "train.steps=2", "train.rows.length=128",
+        "recipes/quickstart.py", f"base.model={tiny}", "base.shape=none", "train.steps=2", "train.rows.length=128",
         "train.heldout_documents=1", "questions.items=4", "questions.shots=1", "summary.promises=()",
         f"model.location={runs}/quickstart/model", "--runs", str(runs),
     ]  # fmt: skip

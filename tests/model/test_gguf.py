@@ -2,13 +2,14 @@
 
 import importlib.util
 import json
+import re
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from tiny_llama import close, documents, write
+from tiny_llama import close, write
 from tokenizers import Tokenizer
 
 from ahkio.core.errors import UserError
@@ -30,14 +31,15 @@ def vocabulary():
 
 def pairs_together(weight, heads):
     """llama.cpp's own permutation of q and k (convert_hf_to_gguf.py, LlamaModel.permute)."""
-    return weight.reshape(heads, 2, weight.shape[0] // heads // 2, *weight.shape[1:]).swapaxes(1, 2).reshape(weight.shape)
+    return (
+        weight.reshape(heads, 2, weight.shape[0] // heads // 2, *weight.shape[1:]).swapaxes(1, 2).reshape(weight.shape)
+    )
 
 
 def gguf_name(name):
-    parts = name.removesuffix(".weight").split(".")
-    layer = f"blk.{parts[2]}." if parts[1] == "layers" else ""
-    rest = name.removesuffix(".weight").split(f"layers.{parts[2]}.")[-1] if layer else name.removesuffix(".weight")
-    return f"{layer}{next(ours for ours, theirs in HF_NAMES.items() if theirs == rest)}.weight"
+    found = re.fullmatch(r"(?:model\.layers\.(\d+)\.)?(.+)\.weight", name)
+    ours = next(ours for ours, theirs in HF_NAMES.items() if theirs == found[2])
+    return f"blk.{found[1]}.{ours}.weight" if found[1] else f"{ours}.weight"
 
 
 def write_gguf(path, tensors, kind="F32", without=(), **changes):
@@ -129,7 +131,7 @@ def test_quantised_weights_come_back_within_their_step_and_the_kind_is_told(orig
 def test_the_tokenizer_comes_along(original, tmp_path):
     imported(write_gguf(tmp_path / "m.gguf", original[1]), tmp_path / "out")
     tokenizer, tokens = Tokenizer.from_file(str(tmp_path / "out" / "tokenizer.json")), vocabulary()
-    assert [tokens[i] for i in tokenizer.encode("hello hell 12").ids] == ["hell", "o", "Ġhe", "l", "l", "Ġ", "1", "2"]
+    assert [tokens[i] for i in tokenizer.encode("hello he 12").ids] == ["hell", "o", "Ġhe", "Ġ", "1", "2"]
     assert tokenizer.encode("<|im_start|>").ids == [1]
     text = "Yö, äiti — 東京 hello"
     assert tokenizer.decode(tokenizer.encode(text).ids) == text
@@ -174,4 +176,3 @@ def test_smollm2s_own_tokenizer_is_rebuilt_from_its_gguf(tmp_path):
     for text in ("Hyvää päivää 2024!\n\n  def f(x): return x", "東京 😀"):
         assert tokenizer.decode(tokenizer.encode(text).ids, skip_special_tokens=False) == text
     assert len(tokenizer.encode("2024").ids) == 4
-    assert documents(1)

@@ -177,7 +177,9 @@ def test_the_ledger_counts_what_was_read_and_agrees_with_the_plan(world):
     audit(ledger, plan, 36)
     for name, count in plan.counts(36).items():
         epochs = count / plan.available[name]
-        assert ledger[name] == {"rows": count, "tokens": count * T, "trained_tokens": trained[name], "epochs": epochs}
+        counts = {"rows": count, "tokens": count * T, "trained_tokens": trained[name], "epochs": epochs}
+        assert ledger[name] == counts | {"documents": ledger[name]["documents"]}
+        assert ledger[name]["documents"] >= count
     ranks = [add({}, batches.read(batches.rows_of(step, rank, 2)), plan) for step in range(3) for rank in range(2)]
     assert merged(ranks, plan) == ledger
 

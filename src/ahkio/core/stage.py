@@ -9,6 +9,7 @@ import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping
 from datetime import UTC, datetime
+from functools import cached_property
 from pathlib import Path
 from time import perf_counter
 from typing import Any, ClassVar
@@ -48,7 +49,7 @@ class Stage:
         text = json.dumps(identity(self), sort_keys=True, ensure_ascii=False)
         return hashlib.sha256(text.encode()).hexdigest()[:12]
 
-    @property
+    @cached_property
     def name(self) -> str:
         return f"{type(self).__name__.lower()}-{self.fingerprint()}"
 

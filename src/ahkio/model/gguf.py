@@ -64,11 +64,6 @@ def import_gguf(path: Path, out: Path) -> tuple[LlamaConfig, str]:
     return config, max(set(kinds), key=kinds.count)
 
 
-def read_gguf_config(path: Path) -> LlamaConfig:
-    """The shape of the Llama in `path`."""
-    return _config(_open(path))
-
-
 def _open(path: Path) -> Any:
     try:
         from gguf import GGUFReader

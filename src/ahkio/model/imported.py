@@ -54,21 +54,9 @@ class Import(Stage):
         }
 
     def forecast(self, known: Known) -> Facts:
-        shape = self.shape or self._local_shape()
-        if shape is None:
+        if self.shape is None:
             return {"model": self.model, "warnings": [f"{self.model}: shape unknown until imported; state shape=."]}
-        return {"model": self.model, "parameters": shape.parameters, "config": plain(shape)}
-
-    def _local_shape(self) -> LlamaConfig | None:
-        """The shape of a model whose files are on this machine; None for one on the hub."""
-        if not (self.model.startswith("package:") or self._is_path()):
-            return None
-        source = self._fetched()[0]
-        if source.suffix != ".gguf":
-            return read_config(source)
-        from ahkio.model.gguf import read_gguf_config
-
-        return read_gguf_config(source)
+        return {"model": self.model, "parameters": self.shape.parameters, "config": plain(self.shape)}
 
     def _is_path(self) -> bool:
         return Path(self.model).exists() or self.model.endswith(".gguf") or self.model.startswith((".", "/"))
@@ -123,7 +111,7 @@ class Import(Stage):
             stated, found = getattr(self.shape, field.name), getattr(config, field.name)
             if stated != found:
                 where = f"{self.model} has {field.name}={found}"
-                raise UserError(f"{where}, but the recipe's shape states {stated}; correct the recipe.")
+                raise UserError(f"{where}, but the recipe states {stated}; correct its shape, or set shape=none.")
 
     def _gate(self, out: Path) -> Facts:
         if self.gate == "skip":

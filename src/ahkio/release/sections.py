@@ -97,7 +97,7 @@ def data(train: Record, corpus: Record, tokens: Sequence[Record]) -> str:
         )
         for name, source in train.each("ledger").items()
     ]
-    head = ("Source", "Share", "Tokens", "Epochs", "Documents", "Licences")
+    head = ("Source", "Share", "Tokens", "Epochs", "Documents, whole or in part", "Licences")
     parts = ["## Dataset", "What the run drew, as its ledger counted it:", table(head, rows), _corpus_counts(corpus)]
     return "\n\n".join([*parts, _fertility(tokens)] if tokens else parts)
 

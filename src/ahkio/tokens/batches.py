@@ -20,6 +20,7 @@ from ahkio.tokens.shards import TokenStore
 IGNORE = -100  # a label that is not trained on; PyTorch's own default
 NONE = np.zeros(0, np.int64)
 
+COUNTS = ("rows", "tokens", "trained_tokens", "documents")  # by source, in a ledger
 Ledger = dict[str, dict[str, float]]
 
 
@@ -45,6 +46,7 @@ class Batch(NamedTuple):
     lengths: NDArray[np.int32]  # tokens in each segment; they sum to B x T and none crosses a row
     sources: tuple[str, ...]  # of each row
     rows: tuple[int, ...]  # the rows' numbers in the run
+    documents: tuple[int, ...]  # of which each row holds all or a part, whether or not it keeps them apart
 
 
 def open_batches(mix: Mix, stores_by_stage: Mapping[Stage, Path], rows: Rows, total_rows: int) -> "Batches":
@@ -91,12 +93,14 @@ class Batches:
         T, separate = self.rows.length, self.rows.documents == "separate"
         tokens_BT1 = np.empty((len(numbers), T + 1), np.int64)
         bounds: list[NDArray[np.int64]] = []
-        sources = []
+        sources, documents = [], []
         for b, number in enumerate(numbers):
             place = self.plan.row(number)
             store, start = self.stores[place.source], place.row * T
             tokens_BT1[b] = store.read(start, T + 1)
-            bounds.append(store.document_bounds(start, T + 1) if separate else NONE)
+            firsts = store.document_bounds(start, T + 1)
+            bounds.append(firsts if separate else NONE)
+            documents.append(len(np.union1d([0], firsts[firsts < T])))
             sources.append(place.source)
         labels_BT, starts = _part_documents(tokens_BT1, bounds)
         lengths = np.diff(starts, append=labels_BT.size)
@@ -108,6 +112,7 @@ class Batches:
             lengths=lengths.astype(np.int32),
             sources=tuple(sources),
             rows=tuple(numbers),
+            documents=tuple(documents),
         )
 
 
@@ -131,11 +136,15 @@ def _part_documents(
 
 
 def add(ledger: Ledger, batch: Batch, plan: Plan) -> Ledger:
-    """`ledger` with what `batch` held: by source its rows, tokens, tokens trained on, and epochs so far."""
+    """`ledger` with what `batch` held: by source its rows, tokens, tokens trained on, documents and epochs so far.
+
+    A document counts once for each row that holds a part of it.
+    """
     trained_B = (batch.labels_BT != IGNORE).sum(axis=1).tolist()
     T = batch.ids_BT.shape[1]
     read = [
-        {name: {"rows": 1, "tokens": T, "trained_tokens": n}} for name, n in zip(batch.sources, trained_B, strict=True)
+        {name: {"rows": 1, "tokens": T, "trained_tokens": trained, "documents": documents}}
+        for name, trained, documents in zip(batch.sources, trained_B, batch.documents, strict=True)
     ]
     return merged([ledger, *read], plan)
 
@@ -145,8 +154,8 @@ def merged(ledgers: Iterable[Mapping[str, Mapping[str, float]]], plan: Plan) -> 
     total: Ledger = {}
     for ledger in ledgers:
         for name, counts in ledger.items():
-            sums = total.setdefault(name, {"rows": 0, "tokens": 0, "trained_tokens": 0})
-            for key in ("rows", "tokens", "trained_tokens"):
+            sums = total.setdefault(name, dict.fromkeys(COUNTS, 0))
+            for key in COUNTS:
                 sums[key] += counts[key]
     return {name: sums | {"epochs": sums["rows"] / plan.available[name]} for name, sums in total.items()}
 

@@ -31,7 +31,7 @@ def peek_rows(run: Stage, store: Path, step: int, rank: int = 0, ranks: int = 1)
                 "row": number,
                 "source": place.source,
                 "epoch": place.epoch,
-                "documents": len(batch.lengths),
+                "documents": batch.documents[0],
                 "trained_tokens": int((batch.labels_BT != IGNORE).sum()),
                 "ids": ids,
                 "text": _encoder(run.mix.sources[place.source], store).decode(ids, skip_special=False),

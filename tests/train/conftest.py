@@ -1,0 +1,30 @@
+import shutil
+
+import pytest
+from small_run import TRAIN, quiet
+
+from ahkio.core.stage import build, inputs_of
+
+
+@pytest.fixture(scope="session")
+def inputs(tmp_path_factory):
+    """A store that holds everything below the training run."""
+    store = tmp_path_factory.mktemp("inputs") / "artifacts"
+    for needed in inputs_of(TRAIN):
+        build(needed, store, quiet)
+    return store
+
+
+@pytest.fixture(scope="session")
+def unbroken(inputs, tmp_path_factory):
+    """The run, made in one go."""
+    store = tmp_path_factory.mktemp("unbroken") / "artifacts"
+    shutil.copytree(inputs, store)
+    return build(TRAIN, store, quiet)
+
+
+@pytest.fixture
+def store(inputs, tmp_path):
+    """A store of one's own with everything below the run."""
+    shutil.copytree(inputs, tmp_path / "runs" / "artifacts")
+    return tmp_path / "runs" / "artifacts"
