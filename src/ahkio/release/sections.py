@@ -219,11 +219,13 @@ def limits(stated: Sequence[str], base: Record, comparison: Record) -> str:
         "A language model repeats what it was trained on, with its errors, prejudices and gaps. What it writes may be "
         "false, harmful or offensive; test and adapt it for your own use before anyone relies on it."
     )
-    unshown = [row for row in comparison.each("rows").values() if row("verdict") != "better"]
+    rows = comparison.each("rows").values()
+    unshown = [f"{row('set')} ({row('metric')})" for row in rows if row("verdict") not in ("better", "worse")]
     found = [
         f"Start: {base('origin')}",
         *([] if base("gate", "checked") else [f"Not compared with transformers on import: {base('gate', 'reason')}"]),
-        *(f"{row('set')} ({row('metric')}): {row('verdict')} ({change(row)}, {interval(row)})." for row in unshown),
+        *(f"Worse: {row('set')} ({row('metric')}), {change(row)}." for row in rows if row("verdict") == "worse"),
+        *([f"No difference shown: {_listed(unshown)}."] if unshown else []),
     ]
     return "\n\n".join(["## Ethical Considerations and Limitations", warning, bullets([*stated, *found])])
 
@@ -242,7 +244,8 @@ def provenance(chain: Iterable[Artifact]) -> str:
 
 
 def licence(title: str, license: str, base: Record, corpus: Record) -> str:
-    start = f"**{base('name')}** (`{base('model')}`, revision {base('revision')}): {base('license')}"
+    revision = f", {base('revision')}" if base("revision") else ""
+    start = f"**{base('name')}** (`{base('model')}`{revision}): {base('license')}"
     sources = [
         f"**{name}**: {', '.join(_origin(origin) for origin in domain.each('origins').values())}: "
         + ", ".join(f"{terms} ({count:,} documents)" for terms, count in domain("licenses").items())
