@@ -116,8 +116,8 @@ def test_one_compiled_graph_serves_other_documents(backend):
     torch._dynamo.reset()
     parts = inputs(4, 2)
     for lengths in (LENGTHS, (12, 5, 1, 1, 7, 1), (1, 1, 1, 1, 1, 22)):
-        dy = torch.randn_like(parts[0])
-        mine = with_gradients(lambda *p, b=bounds_of(lengths): attend(*p, b), parts, dy)
+        dy, bounds = torch.randn_like(parts[0]), bounds_of(lengths)
+        mine = with_gradients(lambda *p, b=bounds: attend(*p, b), parts, dy)
         wanted = with_gradients(lambda *p, n=lengths: 2 * plain_attention(*p, n), parts, dy)
         assert all(close(a, b) for a, b in zip(mine, wanted, strict=True))
     assert len(graphs) == 1

@@ -1,5 +1,6 @@
 """A run that was stopped, in whatever way, ends in the very bits of one that was not."""
 
+import contextlib
 import json
 import os
 import random
@@ -26,7 +27,7 @@ from ahkio.train.optimizer import Cosine
 RECIPE = "from small_run import TRAIN\n"
 
 
-class Stopped(Exception):
+class KilledError(Exception):
     """Stands for whatever ends a process."""
 
 
@@ -52,12 +53,12 @@ def stop_at(monkeypatch, place, name, time_to_stop, store, stage=TRAIN):
     def stopping(*arguments, **options):
         calls.append(name)
         if len(calls) > time_to_stop:
-            raise Stopped
+            raise KilledError
         return real(*arguments, **options)
 
     with monkeypatch.context() as patch:
         patch.setattr(place, name, stopping)
-        with pytest.raises(Stopped):
+        with pytest.raises(KilledError):
             build(stage, store, quiet)
 
 
@@ -80,7 +81,7 @@ def refusal(recipe, store, capsys):
 @pytest.mark.parametrize("steps", [0, 1, 2, 5, 7])
 def test_a_run_stopped_between_steps_goes_on_to_the_bit(unbroken, store, monkeypatch, steps):
     stop_at(monkeypatch, loop, "train_step", steps, store)
-    assert len(metrics(draft(store))) == steps if steps else True
+    assert lines(store) == steps
     made = build(TRAIN, store, quiet)
     same_run(made, unbroken)
     assert made.facts["restarts"] == (1 if steps >= 2 else 0)
@@ -91,7 +92,7 @@ def test_a_run_stopped_between_steps_goes_on_to_the_bit(unbroken, store, monkeyp
     {
         "the first checkpoint's tensors": (state.state_dict_saver, "save", 0),
         "a checkpoint's state": (state, "write_json", 1),
-        "a checkpoint's name": (state.os, "replace", 8),
+        "a checkpoint's name": (state.os, "replace", 3),
         "the sweeping of old checkpoints": (state, "checkpoints", 2),
         "the last weights": (loop, "save_model", 0),
     }.values(),
@@ -186,16 +187,10 @@ def test_ctrl_c_saves_and_the_same_command_goes_on(unbroken, store, recipe):
 def test_a_stop_asked_for_after_the_step_was_judged_still_saves(store, monkeypatch):
     """Ctrl-C between the question whether to save and the question whether to stop."""
     answers = iter([False, True, True, True])
-    monkeypatch.setattr(loop, "asked_to_stop", lambda: _asked(lambda: next(answers)))
+    monkeypatch.setattr(loop, "asked_to_stop", lambda: contextlib.nullcontext(lambda: next(answers)))
     with pytest.raises(KeyboardInterrupt):
         build(replace(TRAIN, save_every=0), store, quiet)
     assert finished_steps(store) == [lines(store)]
-
-
-def _asked(answer):
-    import contextlib
-
-    return contextlib.nullcontext(answer)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

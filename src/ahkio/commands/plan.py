@@ -119,8 +119,9 @@ def source_table(sources: dict[str, dict[str, Any]]) -> Table:
         table.add_column(head, justify="right")
     for name, source in sources.items():
         counts = [f"{source.get(key) or 0:,}" for key in ("rows", "tokens")]
-        figures = (f"{source.get('weight', 0):g}", *counts, f"{source.get('epochs') or 0:.3f}")
-        table.add_row(name, *figures, f"{source.get('available_tokens') or 0:,}")
+        epochs, available = source.get("epochs"), source.get("available_tokens")
+        unknown = ("-" if epochs is None else f"{epochs:.3f}", "-" if available is None else f"{available:,}")
+        table.add_row(name, f"{source.get('weight', 0):g}", *counts, *unknown)
     return table
 
 

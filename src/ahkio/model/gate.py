@@ -1,6 +1,8 @@
 """The import gate: a model on disk gives the logits that transformers gives, or it is refused."""
 
+import contextlib
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -29,9 +31,10 @@ def compare_with_transformers(folder: Path, compared: int = PROBE_TOKENS) -> Fac
     with torch.no_grad():
         mine = torch.cat([ours.logits(ours(ids, where, bounds, compared)) for where in positions])
         del ours
-        theirs_model = transformers.AutoModelForCausalLM.from_pretrained(
-            folder, dtype=torch.float32, local_files_only=True, attn_implementation="eager"
-        )
+        with _no_bar():
+            theirs_model = transformers.AutoModelForCausalLM.from_pretrained(
+                folder, dtype=torch.float32, local_files_only=True, attn_implementation="eager"
+            )
         theirs = torch.cat([theirs_model(ids, position_ids=where).logits for where in positions])
     difference, largest = (mine - theirs).abs().max().item(), theirs.abs().max().item()
     if not difference <= BOUND * largest:
@@ -47,6 +50,20 @@ def compare_with_transformers(folder: Path, compared: int = PROBE_TOKENS) -> Fac
         "against": f"transformers {transformers.__version__}",
         "tokens": 2 * compared,
     }
+
+
+@contextlib.contextmanager
+def _no_bar() -> Iterator[None]:
+    """Keep transformers' progress bar out of what the user reads."""
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
 
 
 def _said(folder: Path) -> str:

@@ -11,6 +11,7 @@ import torch
 from torch.optim import Optimizer
 
 from ahkio.core import machine, state
+from ahkio.core.artifact import sha256
 from ahkio.core.errors import UserError
 from ahkio.core.log import Log, open_log
 from ahkio.core.stage import Facts, Inputs, identity
@@ -50,6 +51,7 @@ def train(run: "Train", out: Path, inputs: Inputs) -> Facts:
         for held in run.heldout
     }
     model = load_model(inputs[run.start].path, device=device, compute=DTYPES[run.precision], recompute=run.recompute)
+    check_tokens(run, inputs, model.config.vocab)
     optimizer = run.optimizer.build(model)
     progress = resume(run, out, model, optimizer, batches)
     if run.compile:
@@ -63,6 +65,21 @@ def train(run: "Train", out: Path, inputs: Inputs) -> Facts:
     audit(progress.ledger, batches.plan, run.total_rows)
     save_model(model, out_folder(out), torch.float32)
     return facts_of(run, model, progress, device)
+
+
+def check_tokens(run: "Train", inputs: Inputs, vocab: int) -> None:
+    """Refuse tokens that the model to start from would not read as they were meant."""
+    start = inputs[run.start].path
+    own = sha256(start / "tokenizer.json") if (start / "tokenizer.json").is_file() else None
+    for name, stage in run.mix.sources.items():
+        facts = inputs[stage].facts
+        if facts["vocab"] > vocab:
+            raise UserError(f"Source {name!r} has ids up to {facts['vocab'] - 1}, but {start.name} has {vocab} tokens.")
+        if own not in (None, facts["tokenizer_sha256"]):
+            raise UserError(
+                f"Source {name!r} was made with another tokenizer than that of {start.name}; give its Tokens the model "
+                "to start from as tokenizer."
+            )
 
 
 def take_steps(
