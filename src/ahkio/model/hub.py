@@ -46,8 +46,8 @@ def load_model(
     wanted = {hf_name(name, Llama.HF_NAMES): (name, weight.shape) for name, weight in model.named_parameters()}
     found: dict[str, Tensor] = {}
     for theirs, tensor in read_tensors(folder):
-        if theirs == "lm_head.weight" and config.tied:
-            continue  # some writers store the tied weight twice
+        if (theirs == "lm_head.weight" and config.tied) or theirs.endswith("rotary_emb.inv_freq"):
+            continue  # some writers store the tied weight twice, or what follows from the config
         if theirs not in wanted:
             raise UserError(f"{folder} holds a tensor {theirs!r} that a Llama of its config.json has no place for.")
         name, shape = wanted[theirs]
