@@ -53,8 +53,8 @@ def training(train: Record, manifest: Record) -> str:
         f"**Speed:** {duration(train('seconds'))} at {train('tokens_per_second'):,.0f} tokens/s, "
         f"{train('mfu', 'value'):.1%} MFU (model FLOPs by {train('mfu', 'formula')}, against "
         f"{train('mfu', 'peak_flops') / 1e12:,.2f} TFLOP/s: {train('mfu', 'peak')})",
-        f"**Loss:** {train('loss_first'):.3f} nats a token at the first step, {train('loss_last'):.3f} at the last; each "
-        f"is of {train('rows_per_step'):,} row{'s' * (train('rows_per_step') > 1)} only and moves with their sources",
+        f"**Loss:** {train('loss_first'):.3f} nats a token at the first step, {train('loss_last'):.3f} at the last; "
+        f"a step's loss moves with the sources of its {train('rows_per_step'):,} row(s)",
         f"**Restarts:** {train('restarts')}",
     ]
     return f"## Training\n\n{bullets(lines)}\n\n### Training Hyperparameters\n\n{_settings(train, manifest('how'))}"
