@@ -41,6 +41,7 @@ BASE = Import(model="meta-llama/Llama-3.1-8B", license="llama3.1", shape=LLAMA_3
 def web(repo: str, config: str) -> Hub:
     """Pages of a hub dataset. A page's address is its id, so that crawls of one page are held out together.
 
+    The column `url` is FineMath's by its card; of the others it is assumed: a dataset without it takes id="".
     The revision that was read is not published: state the commit you read, 40 hex digits, before you build.
     """
     return Hub(repo=repo, config=config, text="text", id="url", revision="", license="odc-by")
