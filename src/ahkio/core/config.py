@@ -7,7 +7,7 @@ import importlib.util
 import sys
 import types
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +17,6 @@ from ahkio.core.errors import UserError
 def how(default: Any) -> Any:
     """A field that says how to compute and not what (workers, mesh, logging): it leaves the result's name alone."""
     return dataclasses.field(default=default, metadata={"how": True})
-
-
-def how_made(factory: Callable[[], Any]) -> Any:
-    """As `how`, for a default that has to be made anew."""
-    return dataclasses.field(default_factory=factory, metadata={"how": True})
 
 
 def is_how(field: "dataclasses.Field[Any]") -> bool:

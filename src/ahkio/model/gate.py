@@ -24,6 +24,7 @@ def compare_with_transformers(folder: Path, compared: int = PROBE_TOKENS) -> Fac
     import transformers
 
     ours = load_model(folder)
+    compared = min(compared, ours.config.max_positions)
     ids = torch.randint(ours.config.vocab, (1, compared), generator=torch.Generator().manual_seed(0))
     bounds = torch.tensor([0, compared], dtype=torch.int32)
     starts = [min(start, ours.config.max_positions - compared) for start in PROBE_STARTS]

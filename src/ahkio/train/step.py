@@ -15,7 +15,7 @@ def train_step(
     model: Llama, optimizer: Optimizer, objective: NextToken, batches: Sequence[Batch], lr: float, clip: float
 ) -> tuple[float, float]:
     """Learn from micro-batches as one; return the mean loss in nats a token and the gradient's norm before clipping."""
-    count = sum(trained_tokens(batch) for batch in batches)
+    count = max(1, sum(trained_tokens(batch) for batch in batches))  # documents of one token may leave no label
     summed = torch.zeros((), device=model.embed.weight.device)
     for batch in batches:
         loss = objective.loss(model, batch)
