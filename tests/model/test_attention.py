@@ -5,17 +5,34 @@ import torch
 import torch.nn.functional as F
 from tiny_llama import close
 
-from ahkio.model.attention import attend_cached, attend_documents
+from ahkio.model import attention, native
+from ahkio.model.attention import attend_cached
 
 LENGTHS = (5, 1, 12, 1, 1, 7)
 HEADS = {"as many": (4, 4), "grouped": (4, 2), "one for all": (6, 1)}
+
+
+@pytest.fixture(params=["native", "plain"], autouse=True)
+def kernels(request, monkeypatch):
+    """Every promise is kept by the kernels of native.cpp and by PyTorch alone."""
+    if request.param == "plain":
+        monkeypatch.setattr(native, "ready", lambda x: False)
+    elif native.library() is None:
+        pytest.skip("no C++ compiler to build the native kernels with")
+
+
+def attend_documents(q_NHE, k_NKE, v_NKE, bounds, longest):
+    """Attention whose positions turn nothing."""
+    still = torch.zeros(2, len(q_NHE), q_NHE.shape[2] // 2, device=q_NHE.device)
+    still[0] = 1
+    return attention.attend_documents(q_NHE, k_NKE, v_NKE, still, bounds, longest)
 
 
 def bounds_of(lengths, device="cpu"):
     return torch.tensor([0, *lengths], device=device).cumsum(0).int()
 
 
-def inputs(heads, kv_heads, width=8, lengths=LENGTHS, **options):
+def inputs(heads, kv_heads, width=32, lengths=LENGTHS, **options):
     torch.manual_seed(0)
     shapes = [(sum(lengths), count, width) for count in (heads, kv_heads, kv_heads)]
     return [torch.randn(shape, **options).requires_grad_() for shape in shapes]
@@ -87,17 +104,43 @@ def test_no_token_sees_a_later_one():
 
 def test_strided_inputs_and_gradients_are_read_rightly():
     parts = [x.detach().transpose(0, 1).contiguous().transpose(0, 1).requires_grad_() for x in inputs(4, 2)]
-    dy = torch.randn(8, 4, sum(LENGTHS)).permute(2, 1, 0)
+    dy = torch.randn(32, 4, sum(LENGTHS)).permute(2, 1, 0)
     mine = with_gradients(lambda *p: attend_documents(*p, bounds_of(LENGTHS), 12), parts, dy)
     wanted = with_gradients(lambda *p: plain_attention(*p, LENGTHS), parts, dy)
     assert all(close(a, b) for a, b in zip(mine, wanted, strict=True))
 
 
 def test_bf16_keeps_its_dtype_and_is_right_to_its_rounding():
-    parts = inputs(4, 2, dtype=torch.bfloat16)
-    y = attend_documents(*parts, bounds_of(LENGTHS), 12)
-    assert y.dtype == torch.bfloat16
-    assert close(y.float(), plain_attention(*(x.float() for x in parts), LENGTHS), 2e-2)
+    lengths = (63, 1, 130, 7)
+    parts = inputs(4, 2, 64, lengths, dtype=torch.bfloat16)
+    dy = torch.randn_like(parts[0])
+    mine = with_gradients(lambda *p: attend_documents(*p, bounds_of(lengths), 130), parts, dy)
+    assert all(x.dtype == torch.bfloat16 for x in mine)
+    exact = [x.detach().float().requires_grad_() for x in parts]
+    wanted = with_gradients(lambda *p: plain_attention(*p, lengths), exact, dy.float())
+    assert all(close(a.float(), b, 2e-2) for a, b in zip(mine, wanted, strict=True))
+
+
+@pytest.mark.parametrize("lengths", [(63, 64, 65), (1, 200), (130, 3, 127, 1)], ids=str)
+@pytest.mark.parametrize(("heads", "kv_heads"), HEADS.values(), ids=HEADS)
+def test_documents_of_any_length_with_turned_heads_attend_as_a_masked_softmax(heads, kv_heads, lengths):
+    parts = inputs(heads, kv_heads, 64, lengths)
+    dy, bounds = torch.randn_like(parts[0]), bounds_of(lengths)
+    phase = 100 * torch.rand(sum(lengths), 32)
+    rope = torch.stack((phase.cos(), phase.sin()))
+    mine = with_gradients(lambda *p: attention.attend_documents(*p, rope, bounds, max(lengths)), parts, dy)
+    exact = [x.detach().double().requires_grad_() for x in parts]
+    wanted = with_gradients(
+        lambda q, k, v: plain_attention(turned(q, phase), turned(k, phase), v, lengths), exact, dy.double()
+    )
+    assert all(close(a.double(), b) for a, b in zip(mine, wanted, strict=True))
+
+
+def turned(x_NHE, phase):
+    """Each pair of dimensions E/2 apart as a complex number, times e to the i phase."""
+    a, b = x_NHE.chunk(2, -1)
+    y = torch.complex(a, b) * torch.polar(torch.ones_like(phase), phase).to(torch.complex128)[:, None]
+    return torch.cat((y.real, y.imag), -1)
 
 
 @pytest.mark.parametrize("backend", ["eager", "aot_eager"])
@@ -128,7 +171,7 @@ def test_attention_to_cached_tokens_is_a_masked_softmax():
     visible = torch.rand(1, 27, 27) < 0.5
     visible[:, range(27), range(27)] = True
     k_all, v_all = (x.repeat_interleave(2, 2) for x in (k, v))
-    scores = torch.einsum("bthe,bshe->bhts", q, k_all) / math.sqrt(8)
+    scores = torch.einsum("bthe,bshe->bhts", q, k_all) / math.sqrt(32)
     weights = scores.masked_fill(~visible[:, None], -torch.inf).softmax(-1)
     assert close(attend_cached(q, k, v, visible), torch.einsum("bhts,bshe->bthe", weights, v_all))
 

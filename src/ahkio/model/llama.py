@@ -13,8 +13,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from ahkio.model.attention import attend_cached, attend_documents
+from ahkio.model.attention import attend_cached, attend_documents, rotate
 from ahkio.model.cache import Cache
+from ahkio.model.operators import gated, rms_norm
 from ahkio.model.shape import LlamaConfig
 
 
@@ -29,15 +30,13 @@ class Linear(nn.Linear):
 
 
 class Norm(nn.Module):
-    """RMSNorm, computed in fp32."""
-
     def __init__(self, width: int, eps: float):
         super().__init__()
         self.weight = nn.Parameter(torch.ones(width))
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.rms_norm(x.float(), self.weight.shape, self.weight.float(), self.eps).type_as(x)
+        return rms_norm(x, self.weight, self.eps)
 
 
 class Attention(nn.Module):
@@ -49,19 +48,19 @@ class Attention(nn.Module):
         self.v = Linear(c.width, c.kv_heads * c.head_width)
         self.o = Linear(c.heads * c.head_width, c.width)
 
-    def heads(self, x_BTD: Tensor, rope: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        q, k, v = (project(x_BTD).unflatten(-1, (-1, self.head_width)) for project in (self.q, self.k, self.v))
-        return rotate(q, rope), rotate(k, rope), v
-
     def forward(self, x_BTD: Tensor, rope: Tensor, bounds: Tensor, longest: int) -> Tensor:
-        q_NHE, k_NKE, v_NKE = (part.flatten(0, 1) for part in self.heads(x_BTD, rope))
-        y_NHE = attend_documents(q_NHE, k_NKE, v_NKE, bounds, longest)
+        q_NHE, k_NKE, v_NKE = (part.flatten(0, 1) for part in self.heads(x_BTD))
+        y_NHE = attend_documents(q_NHE, k_NKE, v_NKE, rope.flatten(1, 2), bounds, longest)
         return self.o(y_NHE.flatten(1).view(*x_BTD.shape[:2], -1))
 
     def cached(self, x_BTD: Tensor, rope: Tensor, cache: Cache, layer: int, visible_BTS: Tensor) -> Tensor:
-        q_BTHE, k_BTKE, v_BTKE = self.heads(x_BTD, rope)
-        k_BSKE, v_BSKE = cache.extend(layer, k_BTKE, v_BTKE)
-        return self.o(attend_cached(q_BTHE, k_BSKE, v_BSKE, visible_BTS).flatten(2))
+        q_BTHE, k_BTKE, v_BTKE = self.heads(x_BTD)
+        k_BSKE, v_BSKE = cache.extend(layer, rotate(k_BTKE, rope), v_BTKE)
+        return self.o(attend_cached(rotate(q_BTHE, rope), k_BSKE, v_BSKE, visible_BTS).flatten(2))
+
+    def heads(self, x_BTD: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        q, k, v = (project(x_BTD).unflatten(-1, (-1, self.head_width)) for project in (self.q, self.k, self.v))
+        return q, k, v
 
 
 class MLP(nn.Module):
@@ -72,7 +71,7 @@ class MLP(nn.Module):
         self.down = Linear(c.ffn, c.width)
 
     def forward(self, x_BTD: Tensor) -> Tensor:
-        return self.down(F.silu(self.gate(x_BTD)) * self.up(x_BTD))
+        return self.down(gated(self.gate(x_BTD), self.up(x_BTD)))
 
 
 class Block(nn.Module):
@@ -166,9 +165,9 @@ def random_model(c: LlamaConfig, seed: int, std: float = 0.02) -> Llama:
 
 
 def angles(positions_BT: Tensor, c: LlamaConfig) -> Tensor:
-    """cos and sin of each position's rotation, fp32, stacked: (2, B, T, 1, E/2)."""
+    """cos and sin of each position's rotation, fp32, stacked: (2, B, T, E/2)."""
     phase = positions_BT[..., None].float() * frequencies(c).to(positions_BT.device)
-    return torch.stack((phase.cos(), phase.sin()))[:, :, :, None]
+    return torch.stack((phase.cos(), phase.sin()))
 
 
 def frequencies(c: LlamaConfig) -> Tensor:
@@ -182,10 +181,3 @@ def frequencies(c: LlamaConfig) -> Tensor:
     blend = ((1 - smooth) / scaling.factor + smooth) * inverse
     scaled = torch.where(wavelength > scaling.original / scaling.low, inverse / scaling.factor, blend)
     return torch.where(wavelength < scaling.original / scaling.high, inverse, scaled)
-
-
-def rotate(x_BTHE: Tensor, rope: Tensor) -> Tensor:
-    """Turn each pair of dimensions by its angle. Hugging Face keeps a pair's halves E/2 apart, so they turn there."""
-    a, b = x_BTHE.float().chunk(2, -1)
-    cos, sin = rope[0], rope[1]
-    return torch.cat((a * cos - b * sin, b * cos + a * sin), -1).type_as(x_BTHE)

@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ahkio.model.operators import softmax_loss_
+
 IGNORE = -100  # a label that is not trained on
 CHUNK_BYTES = 64 << 20  # of fp32 logits held at a time
 
@@ -48,11 +50,8 @@ class _SummedLoss(torch.autograd.Function):
         total = torch.zeros((), dtype=torch.float32, device=x_ND.device)
         rows = chunk_rows(len(w_VD))
         for x, labels, dx in zip(x_ND.split(rows), labels_N.split(rows), dx_ND.split(rows), strict=True):
-            logits = F.linear(x, w_VD).float()
-            lse = logits.logsumexp(-1, keepdim=True)
-            at_label = logits.gather(1, labels[:, None])
-            total += (lse - at_label).sum()
-            dlogits = logits.sub_(lse).exp_().scatter_add_(1, labels[:, None], -torch.ones_like(at_label)).to(x.dtype)
+            losses, dlogits = softmax_loss_(F.linear(x, w_VD), labels)
+            total += losses.sum()
             torch.mm(dlogits, w_VD, out=dx)
             if dw_VD.dtype == x.dtype:
                 dw_VD.addmm_(dlogits.T, x)
@@ -65,4 +64,4 @@ class _SummedLoss(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None]:
         dx_ND, dw_VD = ctx.saved_tensors
-        return dx_ND * grads[0].to(dx_ND.dtype), (dw_VD * grads[0]).to(ctx.weight_dtype), None
+        return dx_ND.mul_(grads[0]), dw_VD.mul_(grads[0]).to(ctx.weight_dtype), None
