@@ -413,10 +413,10 @@ template <class T> void softmax_loss(int64_t rows, int vocab, T* logits, const i
     float top = most[0];
     for (int i = 1; i < LANES; i++) top = std::max(top, most[i]);
     for (int e = 0; e < vocab; e += LANES) total += exp2((load(row + e) - top) * LOG2E);
-    const float lse = top + std::log(sum(total)), chosen = value(row[labels[t]]);
-    losses[t] = lse - chosen;
-    for (int e = 0; e < vocab; e += LANES) store(row + e, exp2((load(row + e) - lse) * LOG2E));
-    put(row + labels[t], std::exp(chosen - lse) - 1.f);
+    const float rest = std::log(sum(total)), chosen = value(row[labels[t]]) - top - rest;
+    losses[t] = -chosen;
+    for (int e = 0; e < vocab; e += LANES) store(row + e, exp2((load(row + e) - top - rest) * LOG2E));
+    put(row + labels[t], std::exp(chosen) - 1.f);
   }
 }
 

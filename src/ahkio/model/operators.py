@@ -30,11 +30,10 @@ def softmax_loss_(logits_NV: Tensor, labels_N: Tensor) -> tuple[Tensor, Tensor]:
         losses_N = torch.empty(len(logits_NV))
         native.call("softmax_loss", logits_NV.dtype, *logits_NV.shape, logits_NV, labels_N.contiguous(), losses_N)
         return losses_N, logits_NV
-    x_NV = logits_NV.float()
-    lse_N1 = x_NV.logsumexp(-1, keepdim=True)
-    chosen_N1 = x_NV.gather(1, labels_N[:, None])
-    gradient_NV = x_NV.sub_(lse_N1).exp_().scatter_add_(1, labels_N[:, None], -torch.ones_like(chosen_N1))
-    return (lse_N1 - chosen_N1)[:, 0], gradient_NV.to(logits_NV.dtype)
+    logs_NV = logits_NV.float().log_softmax(-1)
+    losses_N1 = -logs_NV.gather(1, labels_N[:, None])
+    gradient_NV = logs_NV.exp_().scatter_add_(1, labels_N[:, None], -torch.ones_like(losses_N1))
+    return losses_N1[:, 0], gradient_NV.to(logits_NV.dtype)
 
 
 class _Norm(torch.autograd.Function):
