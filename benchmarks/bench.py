@@ -4,9 +4,9 @@
     python benchmarks/train_step.py         one claim, and the table
     python benchmarks/train_step.py --quick its first line in under 50 s: one JSON line, exit code 1 below the bar
 
-A claim is a file that holds LINES and `contender`, and ends with `main(__file__, LINES, contender)`. Every contender runs in
-a process of its own that is kept for all rounds; the rounds of all contenders alternate, so that a noisy machine is noisy
-for each of them; while one works the others wait without using a core.
+A claim is a file that holds LINES and `contender`, and ends with `main(__file__, LINES, contender)`. Every contender runs
+in a process of its own that is kept for all rounds; the rounds of all contenders alternate, so that a noisy machine is
+noisy for each of them; while one works the others wait without using a core.
 """
 
 import argparse
@@ -17,7 +17,7 @@ import statistics
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,8 @@ HERE = Path(__file__).parent
 RESULTS = HERE / "results"
 OURS = "ahkio"
 PACKAGES = (
-    "ahkio", "torch", "transformers", "trl", "litgpt", "lm_eval", "datatrove", "megatron-core", "tokenizers", "fastokens",
+    "ahkio", "torch", "transformers", "trl", "litgpt", "lm_eval", "datatrove", "megatron-core", "tokenizers",
+    "fastokens",
 )  # fmt: skip
 MARKS = ("<!-- table -->", "<!-- end of table -->")
 
@@ -48,6 +49,10 @@ class Line:
     higher: bool = True  # is better
     absolute: bool = False  # the bar is on our own value: at most (or at least, where higher) so much
     rounds: int = 5
+    warm: int = 1  # rounds before those, which are not counted
+    quick: tuple[str, ...] = ()  # the contenders under --quick, where all would take too long
+    quick_rounds: int = 2
+    alone: bool = False  # one contender's rounds after the other's, where memory has no room for all at once
     agree: float = 0.0  # how far the contenders' "check" may be from ours, relative
     note: str = ""
 
@@ -62,8 +67,9 @@ def main(file: str, lines: Sequence[Line], contender: Callable[[str, str], Conte
     if asked.work:
         _work(contender, *asked.work)
     elif asked.quick:
-        found = compare(Path(file), lines[0], rounds=2)
-        print(json.dumps({"claim": Path(file).stem, "setting": lines[0].setting} | found["verdict"]))
+        line = replace(lines[0], contenders=lines[0].quick or lines[0].contenders)
+        found = compare(Path(file), line, line.quick_rounds)
+        print(json.dumps({"claim": Path(file).stem, "setting": line.setting} | found["verdict"]))
         sys.exit(not found["verdict"]["passed"])
     else:
         kept = _read(Path(file).stem).get("lines", {})
@@ -77,21 +83,27 @@ def main(file: str, lines: Sequence[Line], contender: Callable[[str, str], Conte
 
 
 def compare(file: Path, line: Line, rounds: int) -> dict[str, Any]:
-    """Run the contenders of a line in turn, after one round each that is not counted."""
-    workers = {name: _Worker(file, line.setting, name) for name in line.contenders}
-    found: dict[str, list[Round]] = {name: [] for name in line.contenders}
-    try:
-        for turn in range(rounds + 1):
-            for name, worker in workers.items():
-                reply = worker.round()
-                if turn:
-                    found[name].append(reply)
-    finally:
-        for worker in workers.values():
-            worker.stop()
+    """Run the contenders of a line in turn."""
+    groups = [(name,) for name in line.contenders] if line.alone else [line.contenders]
+    found: dict[str, list[Round]] = {}
+    for names in groups:
+        found |= _rounds(file, line, names, rounds)
     _check(line, found)
     figures = {name: _figures(replies) for name, replies in found.items()}
     return asdict(line) | {"figures": figures, "verdict": verdict(line, figures), "stamp": stamp()}
+
+
+def _rounds(file: Path, line: Line, names: Sequence[str], rounds: int) -> dict[str, list[Round]]:
+    workers = {name: _Worker(file, line.setting, name) for name in names}
+    found: dict[str, list[Round]] = {name: [] for name in names}
+    try:
+        for _ in range(line.warm + rounds):
+            for name, worker in workers.items():
+                found[name].append(worker.round())
+    finally:
+        for worker in workers.values():
+            worker.stop()
+    return {name: replies[line.warm :] for name, replies in found.items()}
 
 
 def verdict(line: Line, figures: dict[str, Any]) -> dict[str, Any]:
@@ -219,7 +231,7 @@ class _Worker:
 
 
 def _work(contender: Callable[[str, str], Contender], setting: str, name: str) -> None:
-    """Set up at the first request, then one round and one line of JSON for each; what a library prints goes to stderr."""
+    """Set up at the first request, then a round and a line of JSON for each; what libraries print goes to stderr."""
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     run: Contender | None = None

@@ -7,11 +7,11 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from ahkio.commands import build, generate, peek, plan, show
+from ahkio.commands import build, generate, peek, plan, show, tokenize
 from ahkio.core.errors import UserError
-from ahkio.core.machine import package_version
+from ahkio.core.machine import keep_freed_memory, package_version
 
-COMMANDS = (plan, build, show, peek, generate)
+COMMANDS = (plan, build, show, peek, generate, tokenize)
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 BAD_INPUT, INTERRUPTED = 2, 130
 
@@ -19,13 +19,15 @@ BAD_INPUT, INTERRUPTED = 2, 130
 def main(argv: list[str] | None = None) -> int:
     """Run one command and return its exit status: 0, 2 for what the user can mend, 130 after Ctrl-C."""
     args = parse(argv)
+    keep_freed_memory()
     try:
         status: int = args.run(args)
         return status
     except UserError as error:
         return complain(str(error), BAD_INPUT)
-    except KeyboardInterrupt:
-        return complain("Stopped; what was made is kept, and the same command goes on.", INTERRUPTED)
+    except KeyboardInterrupt as interrupt:
+        kept = "Stopped; what was made is kept, and the same command goes on."
+        return complain(str(interrupt) or kept, INTERRUPTED)
     except BrokenPipeError:  # whoever read our output has read enough, as `head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0

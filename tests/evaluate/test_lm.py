@@ -12,11 +12,11 @@ from small_world import FINNISH, SmallCorpus, SmallModel, quiet
 
 from ahkio.core.errors import UserError
 from ahkio.core.stage import build
-from ahkio.evaluate import lm as lm_module
 from ahkio.evaluate.evaluate import task_file
 from ahkio.evaluate.harness import load_task
 from ahkio.evaluate.lm import load_lm
 from ahkio.evaluate.questions import Questions
+from ahkio.model import prefix
 
 CONTEXT = 192  # under the length of the translation prompts and the room they leave, so that some are cut
 QUESTIONS = Questions(corpus=SmallCorpus(), items=4, shots=3)
@@ -127,17 +127,19 @@ def test_generation_ends_at_stop_strings_as_in_hflm(pair):
     assert ours[0] == free.split(free[3:5])[0]
 
 
-def test_a_context_is_passed_once_for_all_its_choices(pair, requests, monkeypatch):
-    passes = []
-    real = lm_module.choice_losses
+def test_what_requests_begin_with_alike_is_read_once(pair, requests, monkeypatch):
+    read = []
+    real = prefix.hidden
 
-    def counted(model, context, choices):
-        passes.append(len(choices))
-        return real(model, context, choices)
+    def counted(model, ids_N, *rest):
+        read.append(len(ids_N))
+        return real(model, ids_N, *rest)
 
-    monkeypatch.setattr(lm_module, "choice_losses", counted)
+    monkeypatch.setattr(prefix, "hidden", counted)
     pair[0].loglikelihood(requests["loglikelihood"])
-    assert passes == [4] * 8
+    asked = [pair[0]._encode_pair(*request.args) for request in requests["loglikelihood"]]
+    contexts = {tuple(context) for context, _ in asked}
+    assert sum(read) <= sum(map(len, contexts)) + sum(len(answer) - 1 for _, answer in asked)
 
 
 def test_what_cannot_fit_or_is_not_supported_is_refused_in_one_sentence(pair):

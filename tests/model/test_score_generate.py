@@ -4,7 +4,7 @@ from tiny_llama import KINDS, close, documents, one, pair
 
 from ahkio.model.cache import Cache
 from ahkio.model.generate import generate
-from ahkio.model.score import choice_losses, document_losses
+from ahkio.model.score import continuation_losses, document_losses
 
 
 @pytest.fixture(scope="module", params=["tied", "llama3 scaling"])
@@ -58,18 +58,19 @@ def test_a_long_document_is_read_in_windows_that_score_each_token_once(models):
 def test_choices_cost_what_they_cost_behind_their_context(models):
     ours, _ = models
     context, *choices = documents(8, 3, 1, 5, 3)
-    sums, _ = choice_losses(ours, context, choices)
+    sums = [loss for loss, _ in continuation_losses(ours, [(context, choice) for choice in choices])]
     whole = document_losses(ours, [context + choice for choice in choices], 1000)
     wanted = [sum(losses[-len(choice) :]) for losses, choice in zip(whole, choices, strict=True)]
     assert sums == pytest.approx(wanted, rel=1e-5)
-    assert choice_losses(ours, context, choices[1:2])[0] == pytest.approx(wanted[1:2], rel=1e-5)
+    assert continuation_losses(ours, [(context, choices[1])])[0][0] == pytest.approx(wanted[1], rel=1e-5)
 
 
 def test_a_choice_is_greedy_if_generation_would_write_it(models):
     ours, _ = models
     context, other = documents(8, 4)
     (written,) = generate(ours, [context], 4, set())
-    assert choice_losses(ours, context, [other, written, written[:1]])[1] == [False, True, True]
+    found = continuation_losses(ours, [(context, choice) for choice in (other, written, written[:1])])
+    assert [greedy for _, greedy in found] == [False, True, True]
 
 
 def test_greedy_text_is_that_of_transformers_for_prompts_of_different_lengths(models):

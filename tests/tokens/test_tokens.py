@@ -11,9 +11,10 @@ from ahkio.core.config import how
 from ahkio.core.errors import UserError
 from ahkio.core.stage import Stage, build, knowledge
 from ahkio.tokens import tokens as tokens_module
+from ahkio.tokens.encode import framed
 from ahkio.tokens.shards import TokenStore
 from ahkio.tokens.tokenizer import Encoder
-from ahkio.tokens.tokens import Tokens, framed
+from ahkio.tokens.tokens import Tokens
 
 TRAIN = (("Hyvää yötä.", "yö ja päivä <|endoftext|> 123"), ("Toinen pala\n\n  tekstiä",), ("ä" * 40, "", "loppu"))
 HELDOUT = ("äää yö", "pidetty erillään")
@@ -166,5 +167,7 @@ def test_a_plan_knows_the_tokens_before_they_are_made(tmp_path):
 @pytest.mark.parametrize(("bos", "expected"), [(8, [8, 1, 2, 9, 8, 9, 8, 3, 9]), (None, [1, 2, 9, 9, 3, 9])])
 def test_framing_marks_every_document_also_an_empty_one(bos, expected):
     ids, bounds = np.array([1, 2, 3], np.uint32), np.array([0, 2, 2, 3])
-    assert framed(ids, bounds, bos, 9).tolist() == expected
-    assert framed(ids[:0], bounds[:1], bos, 9).tolist() == []
+    stream, lengths = framed(ids, bounds, bos, 9)
+    assert stream.tolist() == expected
+    assert lengths.tolist() == [2 + (bos is not None) + extra for extra in (1, -1, 0)]
+    assert framed(ids[:0], bounds[:1], bos, 9)[0].tolist() == []

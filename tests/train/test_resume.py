@@ -1,6 +1,7 @@
 """A run that was stopped, in whatever way, ends in the very bits of one that was not."""
 
 import contextlib
+import errno
 import json
 import os
 import random
@@ -90,7 +91,7 @@ def test_a_run_stopped_between_steps_goes_on_to_the_bit(unbroken, store, monkeyp
 @pytest.mark.parametrize(
     ("place", "name", "calls"),
     {
-        "the first checkpoint's tensors": (state.state_dict_saver, "save", 0),
+        "the first checkpoint's tensors": (state, "write_direct", 0),
         "a checkpoint's state": (state, "write_json", 1),
         "a checkpoint's name": (state.os, "replace", 3),
         "the sweeping of old checkpoints": (state, "checkpoints", 2),
@@ -102,6 +103,31 @@ def test_a_run_stopped_while_saving_goes_on_to_the_bit(unbroken, store, monkeypa
     made = build(TRAIN, store, quiet)
     same_run(made, unbroken)
     assert [path.name for path in (made.path / "checkpoints").iterdir()] == ["step-00000008"]
+
+
+def test_training_goes_on_while_a_checkpoint_is_written(unbroken, store, monkeypatch):
+    write = state.write_direct
+
+    def late(path, *image):
+        saved = int(path.parent.name[5:13])
+        assert wait_until(lambda: lines(store) >= min(saved + 2, 8))
+        write(path, *image)
+
+    monkeypatch.setattr(state, "write_direct", late)
+    same_run(build(TRAIN, store, quiet), unbroken)
+
+
+def test_a_checkpoint_that_can_not_be_written_ends_the_run_with_the_reason(unbroken, store, monkeypatch):
+    def full(*image):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(state, "write_direct", full)
+        with pytest.raises(OSError, match="No space left"):
+            build(TRAIN, store, quiet)
+    assert lines(store) < 8
+    assert finished_steps(store) == []
+    same_run(build(TRAIN, store, quiet), unbroken)
 
 
 def test_a_run_stopped_again_and_again_goes_on_to_the_bit(unbroken, store, monkeypatch):
@@ -130,10 +156,10 @@ def started(recipe, store, *overrides):
     )
 
 
-def wait_until(happened, process):
-    """Whether `happened` came true before the process ended; a minute at most."""
+def wait_until(happened, process=None):
+    """Whether `happened` came true before the process, if one is given, ended; a minute at most."""
     end = time.monotonic() + 60
-    while process.poll() is None and time.monotonic() < end:
+    while (process is None or process.poll() is None) and time.monotonic() < end:
         if happened():
             return True
         time.sleep(0.0005)

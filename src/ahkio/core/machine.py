@@ -6,6 +6,7 @@ import importlib.metadata
 import os
 import platform
 import resource
+import sys
 from collections.abc import Callable, Iterator
 from functools import lru_cache
 from pathlib import Path
@@ -13,6 +14,8 @@ from time import perf_counter
 from typing import Any
 
 PACKAGES = ("ahkio", "torch", "transformers", "tokenizers", "fastokens", "safetensors", "lm_eval", "sacrebleu")
+
+GPU_NODES = ("nvidia[0-9]*", "kfd", "dxg")  # in /dev: NVIDIA's, AMD's, and either in Windows' Linux
 
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # malloc.h
 
@@ -69,8 +72,13 @@ def cpu_has_bf16() -> bool:
 
 
 def kind() -> str:
-    """The kind of device that torch would compute on here: "cuda" (also ROCm's name) or "cpu"."""
-    import torch  # 1 s to import; most of what asks about a machine does not need it
+    """The kind of device that torch would compute on here: "cuda" (also ROCm's name) or "cpu".
+
+    Where no driver of a GPU shows in /dev, torch is not asked: its import takes a second.
+    """
+    if "torch" not in sys.modules and not any(any(Path("/dev").glob(node)) for node in GPU_NODES):
+        return "cpu"
+    import torch
 
     return "cuda" if torch.cuda.is_available() else "cpu"
 
@@ -113,8 +121,16 @@ def keep_freed_memory() -> None:
 def peak_flops(dtype: str = "float32", device: str = "cpu") -> tuple[float, str]:
     """FLOP/s that this machine can reach in matrix products of `dtype`, and how that was found.
 
-    A GPU's is its maker's figure when we know it; a CPU's is measured in half a second.
+    A GPU's is its maker's figure when we know it; a CPU's is measured in half a second, in fp32 by NumPy where torch is
+    not loaded.
     """
+    n = 1024 if device == "cpu" else 4096
+    how = f"best {n}x{n} {dtype} matrix product measured here"
+    if (device, dtype) == ("cpu", "float32") and "torch" not in sys.modules:
+        import numpy as np
+
+        x = np.ones((n, n), np.float32)
+        return _best_rate(lambda: x @ x, 2 * n**3), how
     import torch
 
     if device == "cuda":
@@ -122,12 +138,15 @@ def peak_flops(dtype: str = "float32", device: str = "cpu") -> tuple[float, str]
         for key, rate in PEAK_FLOPS.items():
             if key.split()[0] in name:
                 return rate, f"{key}, maker's dense bf16 figure"
-    n = 1024 if device == "cpu" else 4096
     a = torch.randn(n, n, device=device, dtype=getattr(torch, dtype))
+    return _best_rate(lambda: (a @ a)[0, 0].item(), 2 * n**3), how
+
+
+def _best_rate(work: Callable[[], object], flops: float) -> float:
     rates: list[float] = []
     end = perf_counter() + 0.5
     while perf_counter() < end or not rates:
         began = perf_counter()
-        (a @ a)[0, 0].item()
-        rates.append(2 * n**3 / (perf_counter() - began))
-    return max(rates), f"best {n}x{n} {dtype} matrix product measured here"
+        work()
+        rates.append(flops / (perf_counter() - began))
+    return max(rates)

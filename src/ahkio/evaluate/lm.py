@@ -18,7 +18,7 @@ from ahkio.core.errors import UserError
 from ahkio.model.generate import generate
 from ahkio.model.hub import load_model
 from ahkio.model.llama import Llama
-from ahkio.model.score import choice_losses, document_losses
+from ahkio.model.score import continuation_losses, document_losses
 from ahkio.tokens.tokenizer import Encoder
 
 Answer = tuple[float, bool]
@@ -70,15 +70,10 @@ class AhkioLM(TemplateLM):
         return answers
 
     def _loglikelihood_tokens(self, requests: list[Encoded], **kwargs: Any) -> list[Answer]:
-        """One pass over each context, however many continuations are asked for after it."""
-        sharing: dict[tuple[int, ...], list[int]] = {}
-        for number, (_, context, continuation) in enumerate(requests):
-            sharing.setdefault(tuple(self._fit(context, continuation)), []).append(number)
-        answers: dict[int, Answer] = {}
-        for shared, numbers in sharing.items():
-            losses, greedy = choice_losses(self.model, list(shared), [requests[number][2] for number in numbers])
-            answers |= {n: (-loss, hit) for n, loss, hit in zip(numbers, losses, greedy, strict=True)}
-        return [answers[number] for number in range(len(requests))]
+        """What requests begin with alike, be it a context or the examples before many contexts, is read once."""
+        fitting = [(self._fit(context, continuation), continuation) for _, context, continuation in requests]
+        found = continuation_losses(self.model, fitting, self.tokens_per_batch)
+        return [(-loss, greedy) for loss, greedy in found]
 
     def _fit(self, context: list[int], continuation: list[int]) -> list[int]:
         """The end of `context` that leaves room for `continuation`, whose last token is never an input."""

@@ -5,8 +5,11 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from ahkio.model.cache import Cache
+from ahkio.model.decode import Cache, Decoder
 from ahkio.model.llama import Llama
+from ahkio.model.prefix import read_shared
+
+TOKENS_PER_BATCH = 4096  # of prompts read at a time
 
 
 @torch.no_grad()
@@ -25,45 +28,33 @@ def generate(
     for the same seed. `until(new tokens)` ends a row when it says true. A prompt needs at least one token.
     """
     device = model.embed.weight.device
-    cache, shared = _read_shared(model, prompts, max_new)
-    rests = [list(prompt[shared:]) for prompt in prompts]
-    longest = max(len(rest) for rest in rests)
-    padding = torch.tensor([longest - len(rest) for rest in rests], device=device)[:, None]
-    ids = torch.tensor([[0] * (longest - len(rest)) + rest for rest in rests], device=device)
-    places = torch.arange(longest, device=device)
-    last_BD = model.cached(ids, shared + (places - padding).clamp(min=0), cache, places >= padding)[:, -1]
-    dice = torch.Generator(device).manual_seed(seed)
+    dice, decoder = torch.Generator(device).manual_seed(seed), Decoder(model)
+    cache = Cache(model.config, [len(prompt) for prompt in prompts], max_new, model.compute, device)
+    logits_BV = _read(model, prompts, cache)
     new: list[list[int]] = [[] for _ in prompts]
-    going = list(range(len(prompts)))  # the prompts that the rows of the cache belong to
-    for step in range(max_new):
-        chosen_B = _choose(model.logits(last_BD), temperature, dice)
-        kept = _take_in(going, chosen_B.tolist(), new, stop, until)
-        if not kept or step + 1 == max_new:
+    owner = list(range(len(prompts)))  # the prompt that each row of the cache belongs to
+    going = list(owner)  # the rows that have not ended
+    for left in range(max_new, 0, -1):
+        chosen_B = _choose(logits_BV, temperature, dice)
+        chosen = chosen_B.tolist()
+        going = [row for row in going if _goes_on(chosen[row], new[owner[row]], stop, until)]
+        if not going or left == 1:
             break
-        if len(kept) < len(going):
-            rows = torch.tensor(kept, device=device)
-            cache, chosen_B, padding = cache.selected(rows), chosen_B[rows], padding[rows]
-            going = [going[row] for row in kept]
-        valid_B1 = torch.ones_like(chosen_B[:, None], dtype=torch.bool)
-        last_BD = model.cached(chosen_B[:, None], shared + longest + step - padding, cache, valid_B1)[:, -1]
+        if 4 * len(going) <= 3 * len(owner):  # to drop rows is to copy the others
+            cache.keep(going)
+            chosen_B, owner = chosen_B[going], [owner[row] for row in going]
+            going = list(range(len(owner)))
+        logits_BV = decoder.step(chosen_B, cache)
     return new
 
 
-def _read_shared(model: Llama, prompts: Sequence[Sequence[int]], max_new: int) -> tuple[Cache, int]:
-    """A cache with a row for each prompt that holds the tokens all of them begin with, read once; and their number.
-
-    The last token of a prompt is never among them.
-    """
-    device = model.embed.weight.device
-    shortest, longest = min(prompts, key=len), max(len(prompt) for prompt in prompts)
-    shared = 0
-    while shared + 1 < len(shortest) and all(prompt[shared] == shortest[shared] for prompt in prompts):
-        shared += 1
-    cache = Cache(model.config, 1, longest + max_new, model.compute, device)
-    if shared:
-        ids = torch.tensor([list(shortest[:shared])], device=device)
-        model.cached(ids, torch.arange(shared, device=device)[None], cache, torch.ones_like(ids, dtype=torch.bool))
-    return cache.repeated(len(prompts)), shared
+def _read(model: Llama, prompts: Sequence[Sequence[int]], cache: Cache) -> Tensor:
+    """Take the prompts into the cache, what they begin with alike read once; fp32 logits (B, V) of what comes next."""
+    last = [len(prompt) - 1 for prompt in prompts]
+    states: dict[int, Tensor] = {}
+    for numbers, found in read_shared(model, prompts, last, TOKENS_PER_BATCH, cache):
+        states |= zip(numbers, found, strict=True)
+    return model.logits(torch.cat([states[row] for row in range(len(prompts))]))
 
 
 def _choose(logits_BV: Tensor, temperature: float, dice: torch.Generator) -> Tensor:
@@ -72,15 +63,9 @@ def _choose(logits_BV: Tensor, temperature: float, dice: torch.Generator) -> Ten
     return torch.multinomial((logits_BV / temperature).softmax(-1), 1, generator=dice)[:, 0]
 
 
-def _take_in(
-    going: list[int], chosen: list[int], new: list[list[int]], stop: set[int], until: Callable[[list[int]], bool] | None
-) -> list[int]:
-    """Add each row's chosen token to its prompt's new ones; return the rows that do not end with it."""
-    kept = []
-    for row, (prompt, token) in enumerate(zip(going, chosen, strict=True)):
-        if token in stop:
-            continue
-        new[prompt].append(token)
-        if until is None or not until(new[prompt]):
-            kept.append(row)
-    return kept
+def _goes_on(token: int, new: list[int], stop: set[int], until: Callable[[list[int]], bool] | None) -> bool:
+    """Add a row's chosen token to its new ones, unless it is one to stop at; return whether the row goes on."""
+    if token in stop:
+        return False
+    new.append(token)
+    return until is None or not until(new)

@@ -10,6 +10,7 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <omp.h>
 #include <vector>
 #ifdef __AVX512BF16__
 #include <immintrin.h>
@@ -420,6 +421,143 @@ template <class T> void softmax_loss(int64_t rows, int vocab, T* logits, const i
   }
 }
 
+// Rows of logits, a part of the vocabulary, met by their softmax so far: their largest, their sum of exponentials below it,
+// and the label's own where it is among these.
+template <class T>
+void label_scores(int64_t rows, int width, int64_t first, const T* logits, const int64_t* labels, float* top, float* total, float* chosen, int threads) {
+#pragma omp parallel for num_threads(threads) schedule(static)
+  for (int64_t t = 0; t < rows; t++) {
+    const T* row = logits + t * width;
+    Floats most = all(top[t]), sums = all(0.f);
+    int e = 0;
+    for (; e + LANES <= width; e += LANES) most = larger(most, load(row + e));
+    float now = most[0];
+    for (int i = 1; i < LANES; i++) now = std::max(now, most[i]);
+    for (int i = e; i < width; i++) now = std::max(now, value(row[i]));
+    for (int i = 0; i < e; i += LANES) sums += exp2((load(row + i) - now) * LOG2E);
+    float tail = 0.f;
+    for (int i = e; i < width; i++) tail += std::exp(value(row[i]) - now);
+    total[t] = total[t] * std::exp(top[t] - now) + sum(sums) + tail;
+    top[t] = now;
+    if (labels[t] >= first && labels[t] < first + width) chosen[t] = value(row[labels[t] - first]);
+  }
+}
+
+// ---- Generation: one token of each row through all layers. What counts is that the weights are read once, at the memory's
+// speed; activations are fp32. All threads do the small things of every row for themselves and share out the products.
+
+// out(r, n, dot of row r of x and row n of w) for n in [first, last).
+template <class T, int R, int C, class Out> INLINE void dots(int depth, const float* x, const T* w, int row, int n, const Out& out) {
+  Floats sums[R][C] = {};
+  for (int k = 0; k < depth; k += LANES) {
+    Floats columns[C];
+#pragma GCC unroll 8
+    for (int c = 0; c < C; c++) columns[c] = load(w + (size_t)c * depth + k);
+#pragma GCC unroll 8
+    for (int r = 0; r < R; r++) {
+      const Floats a = load(x + (size_t)r * depth + k);
+#pragma GCC unroll 8
+      for (int c = 0; c < C; c++) sums[r][c] += a * columns[c];
+    }
+  }
+#pragma GCC unroll 8
+  for (int r = 0; r < R; r++)
+#pragma GCC unroll 8
+    for (int c = 0; c < C; c++) out(row + r, n + c, sum(sums[r][c]));
+}
+
+template <class T, int C, class Out> INLINE void dots_of_rows(int rows, int depth, const float* x, const T* w, int n, const Out& out) {
+  int r = 0;
+  for (; r + 4 <= rows; r += 4) dots<T, 4, C>(depth, x + (size_t)r * depth, w, r, n, out);
+  if (rows - r >= 2) { dots<T, 2, C>(depth, x + (size_t)r * depth, w, r, n, out); r += 2; }
+  if (rows - r) dots<T, 1, C>(depth, x + (size_t)r * depth, w, r, n, out);
+}
+
+template <class T, class Out> INLINE void thin_product(int rows, int depth, const float* x, const T* w, int64_t first, int64_t last, const Out& out) {
+  int64_t n = first;
+  for (; n + 3 <= last; n += 3) dots_of_rows<T, 3>(rows, depth, x, w + n * depth, n, out);
+  for (; n < last; n++) dots_of_rows<T, 1>(rows, depth, x, w + n * depth, n, out);
+}
+
+struct Shape { int rows, layers, width, heads, kv_heads, head_width, ffn, vocab; float eps; };
+
+template <class T> struct Layer { const float* attention_norm; const T *q, *k, *v, *o; const float* mlp_norm; const T *gate, *up, *down; };
+
+// Queries that share a key head, turned, against the keys and values from `from` to `to`; scores has room for (to - from) of each.
+template <class T>
+INLINE void attend_kept(const float* q, int group, int E, const T* keys, const T* values, int64_t from, int64_t to, float* scores, float* y) {
+  const float scale = LOG2E / std::sqrt((float)E);
+  const int64_t count = to - from;
+  for (int64_t s = 0; s < count; s++)
+    for (int g = 0; g < group; g++) {
+      Floats dot = all(0.f);
+      for (int e = 0; e < E; e += LANES) dot += load(q + g * E + e) * load(keys + (from + s) * E + e);
+      scores[g * count + s] = sum(dot) * scale;
+    }
+  for (int g = 0; g < group; g++) {
+    float *own = scores + g * count, total = 0.f;
+    const float most = *std::max_element(own, own + count);
+    for (int64_t s = 0; s < count; s++) total += own[s] = std::exp2(own[s] - most);
+    std::fill(y + g * E, y + (g + 1) * E, 0.f);
+    for (int64_t s = 0; s < count; s++)
+      for (int e = 0; e < E; e += LANES) store(y + g * E + e, load(y + g * E + e) + own[s] / total * load(values + (from + s) * E + e));
+  }
+}
+
+// x (rows, width) goes from the embeddings to the last norm; logits (rows, vocab). The cache is (layers, rows, kv_heads,
+// capacity, head_width): the new token comes to place `length` of each row, whose tokens begin at place first[row].
+template <class T>
+void decode(Shape z, const Layer<T>* layers, const float* norm, const T* head, float* x, const float* cos, const float* sin, T* keys,
+            T* values, int64_t capacity, int64_t length, const int32_t* first, float* logits, int threads) {
+  const int B = z.rows, D = z.width, E = z.head_width, Q = z.heads * E, K = z.kv_heads * E, group = z.heads / z.kv_heads;
+  std::vector<float> q((size_t)B * Q), k((size_t)B * K), v((size_t)B * K), y((size_t)B * Q), inner((size_t)B * z.ffn);
+#pragma omp parallel num_threads(threads)
+  {
+    const int me = omp_get_thread_num(), all_threads = omp_get_num_threads();
+    const auto share = [&](int64_t n, int part) { return n * part / all_threads; };
+    const auto product = [&](int depth, const float* in, const T* w, int64_t n, const auto& out) {
+      thin_product(B, depth, in, w, share(n, me), share(n, me + 1), out);
+    };
+    std::vector<float> normed((size_t)B * D), scores((size_t)group * (length + 1)), turned_q((size_t)group * E), turned_k(E);
+    const auto norm_rows = [&](const float* weight) {
+      for (int b = 0; b < B; b++) {
+        Floats squares = all(0.f);
+        for (int e = 0; e < D; e += LANES) squares += load(x + b * D + e) * load(x + b * D + e);
+        const float inverse = 1.f / std::sqrt(sum(squares) / D + z.eps);
+        for (int e = 0; e < D; e += LANES) store(&normed[(size_t)b * D + e], load(x + b * D + e) * inverse * load(weight + e));
+      }
+    };
+    for (int l = 0; l < z.layers; l++) {
+      const Layer<T>& layer = layers[l];
+      norm_rows(layer.attention_norm);
+      product(D, normed.data(), layer.q, Q, [&](int b, int64_t n, float s) { q[(size_t)b * Q + n] = s; });
+      product(D, normed.data(), layer.k, K, [&](int b, int64_t n, float s) { k[(size_t)b * K + n] = s; });
+      product(D, normed.data(), layer.v, K, [&](int b, int64_t n, float s) { v[(size_t)b * K + n] = s; });
+#pragma omp barrier
+#pragma omp for schedule(static)
+      for (int unit = 0; unit < B * z.kv_heads; unit++) {
+        const int b = unit / z.kv_heads, kv = unit % z.kv_heads;
+        const float *c = cos + b * E / 2, *s = sin + b * E / 2;
+        T *own_keys = keys + ((size_t)l * B * z.kv_heads + unit) * capacity * E, *own_values = values + (own_keys - keys);
+        rotate(&k[(size_t)b * K + kv * E], c, s, 1.f, E, own_keys + length * E);
+        for (int e = 0; e < E; e += LANES) store(own_values + length * E + e, load(&v[(size_t)b * K + kv * E + e]));
+        for (int g = 0; g < group; g++) rotate(&q[(size_t)b * Q + (kv * group + g) * E], c, s, 1.f, E, &turned_q[g * E]);
+        attend_kept(turned_q.data(), group, E, own_keys, own_values, first[b], length + 1, scores.data(), &y[(size_t)b * Q + kv * group * E]);
+      }
+      product(Q, y.data(), layer.o, D, [&](int b, int64_t n, float s) { x[(size_t)b * D + n] += s; });
+#pragma omp barrier
+      norm_rows(layer.mlp_norm);
+      product(D, normed.data(), layer.gate, z.ffn, [&](int b, int64_t n, float s) { inner[(size_t)b * z.ffn + n] = s / (1.f + std::exp(-s)); });
+      product(D, normed.data(), layer.up, z.ffn, [&](int b, int64_t n, float s) { inner[(size_t)b * z.ffn + n] *= s; });
+#pragma omp barrier
+      product(z.ffn, inner.data(), layer.down, D, [&](int b, int64_t n, float s) { x[(size_t)b * D + n] += s; });
+#pragma omp barrier
+    }
+    norm_rows(norm);
+    product(D, normed.data(), head, z.vocab, [&](int b, int64_t n, float s) { logits[(size_t)b * z.vocab + n] = s; });
+  }
+}
+
 }  // namespace
 
 extern "C" {
@@ -442,7 +580,15 @@ extern "C" {
   void gate_backward_##TYPE(int64_t count, const T* gate, const T* up, const T* dy, T* dgate, T* dup, int64_t threads) { \
     gate_backward<T>(count, gate, up, dy, dgate, dup, threads); } \
   void softmax_loss_##TYPE(int64_t rows, int64_t vocab, T* logits, const int64_t* labels, float* losses, int64_t threads) { \
-    softmax_loss<T>(rows, vocab, logits, labels, losses, threads); }
+    softmax_loss<T>(rows, vocab, logits, labels, losses, threads); } \
+  void label_scores_##TYPE(int64_t rows, int64_t width, int64_t first, const T* logits, const int64_t* labels, float* top, float* total, \
+      float* chosen, int64_t threads) { \
+    label_scores<T>(rows, width, first, logits, labels, top, total, chosen, threads); } \
+  void decode_##TYPE(int64_t rows, int64_t layers, int64_t width, int64_t heads, int64_t kv_heads, int64_t head_width, int64_t ffn, \
+      int64_t vocab, float eps, const Layer<T>* weights, const float* norm, const T* head, float* x, const float* cos, const float* sin, \
+      T* keys, T* values, int64_t capacity, int64_t length, const int32_t* first, float* logits, int64_t threads) { \
+    decode<T>({(int)rows, (int)layers, (int)width, (int)heads, (int)kv_heads, (int)head_width, (int)ffn, (int)vocab, eps}, weights, norm, \
+        head, x, cos, sin, keys, values, capacity, length, first, logits, threads); }
 OPERATORS(float, float32)
 OPERATORS(bf16, bfloat16)
 }

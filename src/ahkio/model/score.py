@@ -1,13 +1,15 @@
-"""How likely a model finds given tokens: whole documents packed end to end, and choices that share a context."""
+"""How likely a model finds given tokens: whole documents, and what may follow a context."""
 
 from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
 
-from ahkio.model.cache import Cache
+from ahkio.model import native
 from ahkio.model.llama import Llama
-from ahkio.model.loss import IGNORE, token_losses
+from ahkio.model.prefix import read_shared
+
+ROWS, TILE = 1024, 2048  # of the logits at hand at a time: they stay in a CPU's cache
 
 Window = tuple[int, list[int]]  # (document, tokens); all but the first of the tokens are scored
 
@@ -20,11 +22,11 @@ def document_losses(
     A document longer than `context` + 1 tokens is read in windows that do not overlap but for one token, which is only
     context (lm-eval's rolling log-likelihood). Windows of many documents are packed into one forward pass.
     """
+    windows = list(_windows(documents, context))
     losses: list[list[float]] = [[] for _ in documents]
-    for batch in _packed(_windows(documents, context), tokens_per_batch):
-        flat = _window_losses(model, [tokens for _, tokens in batch])
-        for (document, _), found in zip(batch, flat, strict=True):
-            losses[document].extend(found)
+    scored = [(tokens[:1], tokens[1:]) for _, tokens in windows]
+    for (document, _), (found, _) in zip(windows, _losses(model, scored, tokens_per_batch), strict=True):
+        losses[document].extend(found.tolist())
     return losses
 
 
@@ -34,62 +36,72 @@ def _windows(documents: Sequence[Sequence[int]], context: int) -> Iterator[Windo
             yield document, [int(token) for token in tokens[start : start + context + 1]]
 
 
-def _packed(windows: Iterator[Window], tokens_per_batch: int) -> Iterator[list[Window]]:
-    batch: list[Window] = []
-    size = 0
-    for window in windows:
-        if batch and size + len(window[1]) > tokens_per_batch:
-            yield batch
-            batch, size = [], 0
-        batch.append(window)
-        size += len(window[1])
-    if batch:
-        yield batch
+def continuation_losses(
+    model: Llama, requests: Sequence[tuple[Sequence[int], Sequence[int]]], tokens_per_batch: int = 4096
+) -> list[tuple[float, bool]]:
+    """Negative log-likelihood in nats of each continuation after its context; whether greedy decoding would give it.
 
-
-@torch.no_grad()
-def _window_losses(model: Llama, windows: list[list[int]]) -> list[list[float]]:
-    device = model.embed.weight.device
-    lengths = [len(tokens) - 1 for tokens in windows]
-    ids = torch.tensor([token for tokens in windows for token in tokens[:-1]], device=device)
-    labels = torch.tensor([token for tokens in windows for token in tokens[1:]], device=device)
-    positions = torch.cat([torch.arange(length) for length in lengths]).to(device)
-    bounds = torch.tensor([0, *lengths]).cumsum(0).to(device, torch.int32)
-    x_ND = model(ids[None], positions[None], bounds, max(lengths))[0]
-    return [piece.tolist() for piece in token_losses(x_ND, model.head_weight, labels).split(lengths)]
-
-
-@torch.no_grad()
-def choice_losses(
-    model: Llama, context: Sequence[int], choices: Sequence[Sequence[int]]
-) -> tuple[list[float], list[bool]]:
-    """Negative log-likelihood in nats of each choice after `context`, and whether greedy decoding would give it.
-
-    The context, of at least one token, is read once; the choices go on from its keys and values as one batch.
+    Both have at least one token. What requests begin with alike is read once, be it a context with several
+    continuations or the examples at the head of many contexts.
     """
+    return [(losses.sum().item(), bool(greedy.all())) for losses, greedy in _losses(model, requests, tokens_per_batch)]
+
+
+@torch.no_grad()
+def _losses(
+    model: Llama, requests: Sequence[tuple[Sequence[int], Sequence[int]]], tokens_per_batch: int
+) -> list[tuple[Tensor, Tensor]]:
+    """For each (context, continuation) the loss of each token of the continuation, and whether it is the likeliest."""
+    if not requests:
+        return []
     device = model.embed.weight.device
-    longest = max(len(choice) for choice in choices)
-    cache = Cache(model.config, 1, len(context) + longest, model.compute, device)
-    ids = torch.tensor([list(context)], device=device)
-    last_1D = model.cached(ids, torch.arange(len(context), device=device)[None], cache, torch.ones_like(ids).bool())[
-        :, -1
-    ]
-    rows = torch.tensor([[*choice, *[IGNORE] * (longest - len(choice))] for choice in choices], device=device)
-    x_CTD = last_1D[:, None].expand(len(choices), 1, -1)
-    if longest > 1:
-        valid = rows[:, :-1] != IGNORE
-        positions = torch.arange(len(context), len(context) + longest - 1, device=device).expand(len(choices), -1)
-        rest = model.cached(rows[:, :-1].clamp(min=0), positions, cache.repeated(len(choices)), valid)
-        x_CTD = torch.cat((x_CTD, rest), 1)
-    return _sums_and_greedy(model, x_CTD, rows)
+    found: dict[int, tuple[Tensor, Tensor]] = {}
+    read = [[*context, *continuation[:-1]] for context, continuation in requests]
+    since = [len(context) - 1 for context, _ in requests]
+    for numbers, states in read_shared(model, read, since, tokens_per_batch):
+        labels = torch.tensor([token for number in numbers for token in requests[number][1]], device=device)
+        losses, greedy = label_losses(torch.cat(states), model.head_weight, labels)
+        sizes = [len(x_TD) for x_TD in states]
+        found |= zip(numbers, zip(losses.split(sizes), greedy.split(sizes), strict=True), strict=True)
+    return [found[number] for number in range(len(requests))]
 
 
-def _sums_and_greedy(model: Llama, x_CTD: Tensor, labels_CT: Tensor) -> tuple[list[float], list[bool]]:
-    sums, greedy = [], []
-    for x_TD, labels_T in zip(x_CTD, labels_CT, strict=True):
-        kept = labels_T != IGNORE
-        logits_TV = model.logits(x_TD[kept])
-        labels = labels_T[kept]
-        sums.append((logits_TV.logsumexp(-1) - logits_TV.gather(1, labels[:, None])[:, 0]).sum().item())
-        greedy.append(bool((logits_TV.argmax(-1) == labels).all()))
-    return sums, greedy
+@torch.no_grad()
+def label_losses(x_ND: Tensor, weight_VD: Tensor, labels_N: Tensor) -> tuple[Tensor, Tensor]:
+    """Negative log-likelihood in nats of each label, fp32 (N,), and whether no other token is likelier, bool (N,)."""
+    pieces = [_tiled(x, weight_VD, labels) for x, labels in zip(x_ND.split(ROWS), labels_N.split(ROWS), strict=True)]
+    losses, greedy = zip(*pieces, strict=True)
+    return torch.cat(losses), torch.cat(greedy)
+
+
+def _tiled(x_ND: Tensor, weight_VD: Tensor, labels_N: Tensor) -> tuple[Tensor, Tensor]:
+    """The softmax in parts of the vocabulary, one after another."""
+    top_N = x_ND.new_full(labels_N.shape, -torch.inf, dtype=torch.float32)
+    total_N, chosen_N = torch.zeros_like(top_N), torch.zeros_like(top_N)
+    room = x_ND.new_empty(len(x_ND) * TILE)
+    for first, weight in zip(range(0, len(weight_VD), TILE), weight_VD.split(TILE), strict=True):
+        logits = room[: len(x_ND) * len(weight)].view(len(x_ND), len(weight))
+        torch.mm(x_ND, weight.T.to(x_ND.dtype), out=logits)
+        meet = native_scores if native.ready(logits) else plain_scores
+        meet(logits, labels_N, first, top_N, total_N, chosen_N)
+    return total_N.log_() + (top_N - chosen_N), chosen_N >= top_N
+
+
+def native_scores(
+    logits_NV: Tensor, labels_N: Tensor, first: int, top_N: Tensor, total_N: Tensor, chosen_N: Tensor
+) -> None:
+    """Take logits of the tokens from `first` on into each row's largest logit, its sum of exponentials below that one,
+    and its label's logit."""
+    native.call("label_scores", logits_NV.dtype, *logits_NV.shape, first, logits_NV, labels_N, top_N, total_N, chosen_N)
+
+
+def plain_scores(
+    logits_NV: Tensor, labels_N: Tensor, first: int, top_N: Tensor, total_N: Tensor, chosen_N: Tensor
+) -> None:
+    """What native_scores does, in PyTorch; the logits may change."""
+    logits_NV = logits_NV.float()
+    here = ((labels_N >= first) & (labels_N < first + logits_NV.shape[1])).nonzero()[:, 0]
+    chosen_N[here] = logits_NV[here, labels_N[here] - first]
+    before_N = top_N.clone()
+    torch.maximum(top_N, logits_NV.amax(-1), out=top_N)
+    total_N.mul_((before_N - top_N).exp_()).add_(logits_NV.sub_(top_N[:, None]).exp_().sum(-1))

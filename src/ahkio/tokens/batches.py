@@ -90,45 +90,41 @@ class Batches:
 
     def read(self, numbers: Sequence[int]) -> Batch:
         """The rows of these numbers."""
-        T, separate = self.rows.length, self.rows.documents == "separate"
-        tokens_BT1 = np.empty((len(numbers), T + 1), np.int64)
-        bounds: list[NDArray[np.int64]] = []
-        sources, documents = [], []
-        for b, number in enumerate(numbers):
-            place = self.plan.row(number)
+        B, T = len(numbers), self.rows.length
+        ids_BT, labels_BT = np.empty((B, T), np.int64), np.empty((B, T), np.int64)
+        places = [self.plan.row(number) for number in numbers]
+        firsts = [NONE]
+        for b, place in enumerate(places):
             store, start = self.stores[place.source], place.row * T
-            tokens_BT1[b] = store.read(start, T + 1)
-            firsts = store.document_bounds(start, T + 1)
-            bounds.append(firsts if separate else NONE)
-            documents.append(len(np.union1d([0], firsts[firsts < T])))
-            sources.append(place.source)
-        labels_BT, starts = _part_documents(tokens_BT1, bounds)
-        lengths = np.diff(starts, append=labels_BT.size)
-        positions = np.arange(labels_BT.size) - np.repeat(starts, lengths)
+            window = store.read(start, T + 1)
+            ids_BT[b], labels_BT[b] = window[:-1], window[1:]
+            firsts.append(store.document_bounds(start, T + 1) + b * (T + 1))
+        row_D, first_D = np.divmod(np.concatenate(firsts), T + 1)  # where documents start, in the row or right after it
+        row_starts = np.arange(0, B * T, T)
+        starts = np.union1d(row_starts, (row_D * T + first_D)[first_D < T])
+        documents = np.bincount(starts // T, minlength=B)
+        if self.rows.documents == "separate":
+            labels_BT[row_D[first_D > 0], first_D[first_D > 0] - 1] = IGNORE
+        else:
+            starts = row_starts
+        lengths = np.diff(starts, append=B * T)
         return Batch(
-            ids_BT=tokens_BT1[:, :-1].copy(),
+            ids_BT=ids_BT,
             labels_BT=labels_BT,
-            positions_BT=positions.reshape(labels_BT.shape),
+            positions_BT=_positions(lengths).reshape(B, T),
             lengths=lengths.astype(np.int32),
-            sources=tuple(sources),
+            sources=tuple(place.source for place in places),
             rows=tuple(numbers),
-            documents=tuple(documents),
+            documents=tuple(documents.tolist()),
         )
 
 
-def _part_documents(
-    tokens_BT1: NDArray[np.int64], bounds: Sequence[NDArray[np.int64]]
-) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Labels, with those that would tell the first token of another document ignored, and where segments start in the
-    flattened tokens. `bounds` are the places of documents' first tokens in each row."""
-    labels_BT = tokens_BT1[:, 1:].copy()
-    T = labels_BT.shape[1]
-    starts = []
-    for b, row_bounds in enumerate(bounds):
-        firsts = np.unique(row_bounds)
-        labels_BT[b, firsts[firsts > 0] - 1] = IGNORE
-        starts.append(b * T + np.union1d([0], firsts[firsts < T]))
-    return labels_BT, np.concatenate([NONE, *starts]).astype(np.int64)
+def _positions(lengths: NDArray[np.int64]) -> NDArray[np.int64]:
+    """0, 1, 2, ... in each of the segments of these lengths, end to end."""
+    steps = np.ones(lengths.sum(), np.int64)
+    steps[:1] = 0
+    steps[np.cumsum(lengths[:-1])] -= lengths[:-1]
+    return np.cumsum(steps, out=steps)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -5,20 +5,25 @@ Nothing here has a memory or grows with the corpus. A run is resumed by naming a
 
 import math
 from bisect import bisect_left, bisect_right
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import cached_property, lru_cache
 from hashlib import blake2b
 from heapq import heappop, heappush
-from typing import NamedTuple
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
 
 from ahkio.core.errors import UserError
 from ahkio.core.stage import Stage
 
 LONGEST_PERIOD = 65_536  # rows after which the order of the sources repeats; its table is held in memory
 ROUNDS = 8  # of the Feistel network
-MASK = (1 << 64) - 1
+ROWS_AT_ONCE = 256  # worked out together
+
+Ints = NDArray[Any]
 
 
 class Row(NamedTuple):
@@ -128,9 +133,35 @@ class Plan:
         """What stands at place `i` of the run."""
         if i < 0 or 0 < self.mix.rows <= i:
             raise IndexError(f"row {i} of a mix of {self.mix.rows or 'endless'} rows")
-        source, n = self._span(i).draw(i)
-        epoch, k = divmod(n, self.available[source])
-        return Row(source, n, epoch, shuffled(k, self.available[source], _keys(self.mix.seed, source, epoch)))
+        block, place = divmod(i, ROWS_AT_ONCE)
+        return self._block(block)[place]
+
+    @cached_property
+    def _block(self) -> Callable[[int], list[Row]]:
+        """The rows from ROWS_AT_ONCE x `block` on, of which the last few blocks are kept: neighbours come cheaply."""
+        return lru_cache(maxsize=4)(self._rows)
+
+    def _rows(self, block: int) -> list[Row]:
+        first = block * ROWS_AT_ONCE
+        sources, n_N = self._draws(first, min(first + ROWS_AT_ONCE, self.mix.rows or first + ROWS_AT_ONCE))
+        rows_N = np.array([max(1, self.available[source]) for source in sources])  # a source without rows is refused
+        epoch_N, k_N = np.divmod(n_N, rows_N)
+        epochs = epoch_N.tolist()
+        keys_NR = [_keys(self.mix.seed, *draw) for draw in zip(sources, epochs, strict=True)]
+        row_N = shuffled(k_N, rows_N, np.array(keys_NR, np.uint64).T)
+        return [Row(*row) for row in zip(sources, n_N.tolist(), epochs, row_N.tolist(), strict=True)]
+
+    def _draws(self, first: int, stop: int) -> tuple[list[str], Ints]:
+        """The source of each row, and how many rows it gave before."""
+        sources, n = [], []
+        while first < stop:
+            at = bisect_right(self._starts, first)
+            end = min([stop, *self._starts[at : at + 1]])
+            names, n_N = self._spans[at - 1].draws(first, end)
+            sources += names
+            n.append(n_N)
+            first = end
+        return sources, np.concatenate(n)
 
     def counts(self, rows: int) -> dict[str, int]:
         """How many of the first `rows` rows come from each source."""
@@ -191,9 +222,10 @@ class Plan:
 
 
 class Order(NamedTuple):
-    """One period of a segment: the source at each place, and each source's places."""
+    """One period of a segment: the source at each place, how many rows it gave before in the period, and its places."""
 
-    sources: list[int]
+    sources: Ints
+    ranks: Ints
     places: list[list[int]]
 
 
@@ -212,15 +244,17 @@ def order_of(weights: tuple[int, ...]) -> Order:
         for source, weight in enumerate(weights)
         for k in range(weight)
     )
-    order, waiting, coming = Order([], [[] for _ in weights]), list[tuple[int, int]](), 0
+    sources, ranks, places = [], [], [list[int]() for _ in weights]
+    waiting, coming = list[tuple[int, int]](), 0
     for place in range(period):
         while coming < period and turns[coming][0] <= place:
             heappush(waiting, turns[coming][1:])
             coming += 1
         _, source = heappop(waiting)
-        order.sources.append(source)
-        order.places[source].append(place)
-    return order
+        sources.append(source)
+        ranks.append(len(places[source]))
+        places[source].append(place)
+    return Order(np.array(sources), np.array(ranks), places)
 
 
 @dataclass(frozen=True)
@@ -232,21 +266,26 @@ class Span:
     weights: tuple[int, ...]
     before: Mapping[str, int]
 
-    def draw(self, i: int) -> tuple[str, int]:
-        """The source at row `i`, and how many rows it gave before."""
+    def draws(self, first: int, stop: int) -> tuple[list[str], Ints]:
+        """The source of each row, and how many rows it gave before."""
         order = order_of(self.weights)
-        periods, place = divmod(i - self.start, len(order.sources))
-        source = order.sources[place]
-        return self.names[source], self._count(source, periods, place)
+        periods_N, place_N = np.divmod(np.arange(first - self.start, stop - self.start), len(order.sources))
+        source_N = order.sources[place_N]
+        before_S = np.array([self.before[name] for name in self.names])
+        n_N = before_S[source_N] + periods_N * np.array(self.weights)[source_N] + order.ranks[place_N]
+        return [self.names[source] for source in source_N.tolist()], n_N
 
     def counts(self, i: int) -> dict[str, int]:
         """How many rows each source gave before row `i`."""
         periods, place = divmod(i - self.start, sum(self.weights))
-        return {**self.before, **{name: self._count(s, periods, place) for s, name in enumerate(self.names)}}
-
-    def _count(self, source: int, periods: int, place: int) -> int:
-        in_period = bisect_left(order_of(self.weights).places[source], place)
-        return self.before[self.names[source]] + periods * self.weights[source] + in_period
+        given = zip(self.names, self.weights, order_of(self.weights).places, strict=True)
+        return {
+            **self.before,
+            **{
+                name: self.before[name] + periods * weight + bisect_left(places, place)
+                for name, weight, places in given
+            },
+        }
 
 
 def spans_of(mix: Mix) -> list[Span]:
@@ -265,28 +304,34 @@ def spans_of(mix: Mix) -> list[Span]:
 # Which of its rows
 
 
-def shuffled(k: int, rows: int, keys: Sequence[int]) -> int:
-    """The `k`-th of `rows` rows in the order of `keys`: a bijection of range(rows), without a table.
+def shuffled(k_N: Ints, rows_N: Ints, keys_RN: Ints) -> Ints:
+    """The `k`-th of `rows` rows in the order of `keys`, for each n: a bijection of range(rows), without a table.
 
     A Feistel network over pairs of numbers below the root of `rows`, rounded up, walked until it lands inside, which
     is nearly always at once.
     """
-    side = math.isqrt(rows - 1) + 1 if rows > 1 else 1
-    while True:
-        left, right = divmod(k, side)
-        for key in keys:
-            left, right = right, (left + _hash(right ^ key)) % side
-        k = left * side + right
-        if k < rows:
-            return k
+    side_of = {rows: math.isqrt(rows - 1) + 1 if rows > 1 else 1 for rows in np.unique(rows_N).tolist()}
+    side_N = np.array([side_of[rows] for rows in rows_N.tolist()], np.uint64)
+    found_N, outside = k_N.astype(np.uint64), np.arange(len(k_N))
+    while len(outside):
+        found_N[outside] = _network(found_N[outside], side_N[outside], keys_RN[:, outside])
+        outside = outside[found_N[outside] >= rows_N[outside].astype(np.uint64)]
+    return found_N.astype(np.int64)
 
 
-def _hash(x: int) -> int:
+def _network(k_N: Ints, side_N: Ints, keys_RN: Ints) -> Ints:
+    left_N, right_N = np.divmod(k_N, side_N)
+    for key_N in keys_RN:
+        left_N, right_N = right_N, (left_N + _hash(right_N ^ key_N) % side_N) % side_N
+    return left_N * side_N + right_N
+
+
+def _hash(x_N: Ints) -> Ints:
     """The finishing steps of splitmix64 (G. Steele, D. Lea, C. Flood, 2014)."""
-    x = (x + 0x9E3779B97F4A7C15) & MASK
-    x = ((x ^ (x >> 30)) * 0xBF58476D1CE4E5B9) & MASK
-    x = ((x ^ (x >> 27)) * 0x94D049BB133111EB) & MASK
-    return x ^ (x >> 31)
+    x_N = x_N + np.uint64(0x9E3779B97F4A7C15)
+    x_N = (x_N ^ (x_N >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x_N = (x_N ^ (x_N >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return x_N ^ (x_N >> np.uint64(31))
 
 
 @lru_cache(maxsize=256)

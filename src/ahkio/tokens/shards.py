@@ -3,9 +3,10 @@
 import contextlib
 import mmap
 import os
+import shutil
 import struct
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -49,6 +50,21 @@ class ShardWriter:
         self.bin.write(np.ascontiguousarray(ids, self.dtype).data)
         self.lengths.append(np.asarray(lengths, "<i4"))
 
+    def take(self, ids: Path, lengths: Ints) -> None:
+        """Append documents of `lengths` tokens whose ids, in this shard's type, are the file `ids`; and remove it."""
+        with open(ids, "rb") as file:
+            shutil.copyfileobj(file, self.bin, 1 << 20)
+        ids.unlink()
+        self.lengths.append(np.asarray(lengths, "<i4"))
+
+    @property
+    def documents(self) -> int:
+        return sum(map(len, self.lengths))
+
+    @property
+    def tokens(self) -> int:
+        return int(sum(lengths.sum(dtype=np.int64) for lengths in self.lengths))
+
     def add_text_bytes(self, sizes: list[int]) -> None:
         self.text_bytes = (self.text_bytes or []) + sizes
 
@@ -77,11 +93,16 @@ class ShardWriter:
         self.bin.flush()
         for suffix in (".bytes", ".idx", ".bin"):
             if _draft(self.prefix, suffix).exists():
-                _publish(_draft(self.prefix, suffix), self.prefix.with_suffix(suffix))
+                _publish(_draft(self.prefix, suffix), file_of(self.prefix, suffix))
+
+
+def file_of(prefix: Path, suffix: str) -> Path:
+    """The file PREFIX.suffix; dots in the prefix are its own."""
+    return prefix.with_name(prefix.name + suffix)
 
 
 def _draft(prefix: Path, suffix: str) -> Path:
-    return prefix.with_suffix(suffix + ".tmp")
+    return file_of(prefix, suffix + ".tmp")
 
 
 def _publish(draft: Path, path: Path) -> None:
@@ -92,25 +113,33 @@ def _publish(draft: Path, path: Path) -> None:
 
 @dataclass(frozen=True)
 class Shard:
-    """One shard as memory maps: ids, and for each document its length in tokens and its first byte in .bin."""
+    """One shard as memory maps: ids, and for each document its length in tokens and its first byte in .bin.
+
+    The pointers are a memoryview, since they lie at odd addresses, where NumPy copies an array to search it.
+    """
 
     ids: Ints
     lengths: Ints
-    pointers: Ints
+    pointers: memoryview
     text_bytes: Ints | None
 
     def document_at(self, token: int) -> int:
         return bisect_right(self.pointers, token * self.ids.itemsize) - 1
 
-    def starts_between(self, start: int, stop: int) -> Ints:
-        size = self.ids.itemsize
-        first = bisect_left(self.pointers, start * size)
-        return self.pointers[first : bisect_left(self.pointers, stop * size, first)] // size
+    def starts_between(self, begin: int, end: int) -> Ints:
+        """Where documents start among these tokens, counted from `begin`."""
+        pointers, size = self.pointers, self.ids.itemsize
+        first = bisect_left(pointers, begin * size)
+        near = min(first + end - begin, len(pointers))  # far enough, unless documents of no tokens are there too
+        last = bisect_left(pointers, end * size, first, near)
+        if last == near:
+            last = bisect_left(pointers, end * size, near)
+        return np.frombuffer(pointers[first:last], "<i8") // size - begin
 
 
 def open_shard(prefix: Path) -> Shard:
     """Map the shard PREFIX.bin/.idx. Only the header and the last document's entry are read, however large it is."""
-    index, ids = _map(prefix.with_suffix(".idx")), _map(prefix.with_suffix(".bin"))
+    index, ids = _map(file_of(prefix, ".idx")), _map(file_of(prefix, ".bin"))
     header = HEADER.unpack_from(index) if len(index) >= HEADER.size else (b"", 0, 0, 0, 0)
     magic, version, code, documents, bounds = header
     if (magic, version) != (MAGIC, 1) or code not in DTYPES:
@@ -120,15 +149,15 @@ def open_shard(prefix: Path) -> Shard:
     if len(index) < pointers_at + 8 * (documents + bounds):
         raise UserError(f"{prefix.with_suffix('.idx')} is cut short; delete its folder and build again.")
     lengths = np.frombuffer(index, "<i4", documents, lengths_at)
-    pointers = np.frombuffer(index, "<i8", documents, pointers_at)
+    pointers = memoryview(index)[pointers_at : pointers_at + 8 * documents].cast("q")
     dtype = DTYPES[code]
-    promised = int(pointers[-1]) + int(lengths[-1]) * dtype.itemsize if documents else 0
+    promised = pointers[-1] + int(lengths[-1]) * dtype.itemsize if documents else 0
     if len(ids) != promised:
         raise UserError(
             f"{prefix.with_suffix('.bin')} holds {len(ids):,} bytes and its index promises {promised:,}; "
             "delete its folder and build again."
         )
-    sidecar = prefix.with_suffix(".bytes")
+    sidecar = file_of(prefix, ".bytes")
     text_bytes = np.frombuffer(_map(sidecar), "<i4") if sidecar.exists() else None
     return Shard(np.frombuffer(ids, dtype), lengths, pointers, text_bytes)
 
@@ -153,23 +182,34 @@ class TokenStore:
         found = sorted(where.glob("*.idx")) if isinstance(where, Path) else where
         if not found:
             raise UserError(f"{where} holds no token shards (.bin/.idx); build its stage first.")
-        self.shards = [open_shard(Path(path).with_suffix("")) for path in found]
+        self.shards = [open_shard(path.with_name(path.name.removesuffix(".idx"))) for path in found]
         self.first_token = np.cumsum([0, *(len(shard.ids) for shard in self.shards)]).tolist()
         self.first_document = np.cumsum([0, *(len(shard.lengths) for shard in self.shards)]).tolist()
         self.tokens: int = self.first_token[-1]
         self.documents: int = self.first_document[-1]
 
-    def read(self, start: int, length: int) -> NDArray[np.int32]:
-        """The ids of tokens `start` to `start + length` of the stream, across documents and shards."""
-        ids_T = np.empty(length, np.int32)
-        for shard, begin, end, place in self._pieces(start, length):
-            ids_T[place : place + end - begin] = shard.ids[begin:end]
-        return ids_T
+    def read(self, start: int, length: int) -> Ints:
+        """The ids of tokens `start` to `start + length` of the stream, across documents and shards; those of one shard
+        are its memory map, not a copy."""
+        shard, begin, end = self._piece(start, length)
+        ids, more = shard.ids[begin:end], length - (end - begin)
+        return np.concatenate([ids, self.read(start + length - more, more)]) if more else ids
 
-    def document_bounds(self, start: int, length: int) -> NDArray[np.int64]:
+    def document_bounds(self, start: int, length: int) -> Ints:
         """Where documents start inside the window, counted from `start`: ascending, in [0, length)."""
-        starts = [s.starts_between(begin, end) - begin + place for s, begin, end, place in self._pieces(start, length)]
-        return np.concatenate([np.zeros(0, np.int64), *starts])
+        shard, begin, end = self._piece(start, length)
+        starts, more = shard.starts_between(begin, end), length - (end - begin)
+        if not more:
+            return starts
+        return np.concatenate([starts, self.document_bounds(start + length - more, more) + (length - more)])
+
+    def _piece(self, start: int, length: int) -> tuple[Shard, int, int]:
+        """The part of a window that lies in the shard where it begins: shard, first and last + 1 token in it."""
+        if start < 0 or length < 0 or start + length > self.tokens:
+            raise IndexError(f"tokens {start} to {start + length} of a stream of {self.tokens}")
+        which = bisect_right(self.first_token, start, 0, len(self.shards)) - 1
+        shard, begin = self.shards[which], start - self.first_token[which]
+        return shard, begin, min(begin + length, len(shard.ids))
 
     def document_at(self, token: int) -> int:
         """The number of the document that holds this token."""
@@ -180,7 +220,7 @@ class TokenStore:
         """The ids of one document, with its BOS and EOS."""
         which, local = _locate(self.first_document, number)
         shard = self.shards[which]
-        begin = int(shard.pointers[local]) // shard.ids.itemsize
+        begin = shard.pointers[local] // shard.ids.itemsize
         return shard.ids[begin : begin + int(shard.lengths[local])].astype(np.int32)
 
     def document_bytes(self, number: int) -> int:
@@ -190,17 +230,6 @@ class TokenStore:
         if text_bytes is None:
             raise UserError("Text sizes are kept for the held-out side only; measure on Tokens(side='heldout').")
         return int(text_bytes[local])
-
-    def _pieces(self, start: int, length: int) -> Iterator[tuple[Shard, int, int, int]]:
-        """The parts of a window: shard, first and last + 1 token in it, and the part's place in the window."""
-        if start < 0 or length < 0 or start + length > self.tokens:
-            raise IndexError(f"tokens {start} to {start + length} of a stream of {self.tokens}")
-        place = 0
-        while place < length:
-            which, local = _locate(self.first_token, start + place)
-            end = min(local + length - place, len(self.shards[which].ids))
-            yield self.shards[which], local, end, place
-            place += end - local
 
 
 def _locate(firsts: list[int], number: int) -> tuple[int, int]:

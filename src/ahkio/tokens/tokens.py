@@ -1,22 +1,14 @@
 """The stage from a domain of a corpus to its token shards, one for one, in parallel and resumable by shard."""
 
 import difflib
-import itertools
 import json
-import multiprocessing
-import os
-import signal
-import threading
 from collections import Counter
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any, Literal
-
-import numpy as np
 
 from ahkio.core.artifact import write_json
 from ahkio.core.config import how
@@ -24,10 +16,10 @@ from ahkio.core.errors import UserError
 from ahkio.core.machine import cores
 from ahkio.core.stage import Facts, Inputs, Known, Stage
 from ahkio.text.corpus import heldout_shard, read_shard, train_shards
-from ahkio.tokens.shards import Ints, ShardWriter, id_dtype
+from ahkio.tokens.encode import batches, encoder_of, framed, head, in_order
+from ahkio.tokens.shards import ShardWriter, id_dtype
 from ahkio.tokens.tokenizer import Encoder
 
-BATCH_CHARACTERS = 1 << 20  # of text given to the encoder at once
 PROOF_CHARACTERS = 1 << 18  # of each shard's own text on which fastokens has to equal tokenizers
 BYTES_PER_TOKEN = 4  # a guess for `plan`, until a corpus has been counted
 
@@ -59,7 +51,9 @@ class Tokens(Stage):
         jobs = self._jobs(out, inputs)
         _tidy(out, jobs)
         write_json(out / "shards.json", {"shards": len(jobs)})
-        _run_all([job for job in jobs if not _is_done(job)], self.workers or cores())
+        load = partial(encoder_of, inputs[self.tokenizer].path, self.bos, self.eos, self.fast)
+        for _ in in_order(encode_shard, [job for job in jobs if not _is_done(job)], self.workers or cores(), load):
+            pass
         facts = _facts([_receipt(job) for job in jobs], encoder)
         if not facts["documents"]:
             raise UserError(
@@ -138,18 +132,18 @@ class Job:
 
 def encode_shard(job: Job) -> None:
     """Read a corpus shard, write its token shard, and then its receipt."""
-    encoder = _encoder(job.folder, job.bos, job.eos)
-    batches = _batches(_texts(job))
-    first = next(batches, [])
-    sample = _sample(first)
+    encoder = encoder_of(job.folder, job.bos, job.eos, job.fast)
+    found = batches(_texts(job))
+    first = next(found, [])
+    sample = head(first, PROOF_CHARACTERS)
     if job.fast:
         encoder = encoder.proven(sample)
     count: Counter[str] = Counter(round_trip_texts=len(sample), round_trip_mismatches=_mismatches(encoder, sample))
     with ShardWriter(job.prefix, id_dtype(encoder.vocab)) as shard:
-        for texts in itertools.chain([first], batches):
+        for texts in chain([first], found):
             ids, bounds = encoder.encode_flat(texts)
-            stream = framed(ids, bounds, encoder.bos, encoder.eos)
-            shard.add(stream, np.diff(bounds) + (1 if encoder.bos is None else 2))
+            stream, lengths = framed(ids, bounds, encoder.bos, encoder.eos)
+            shard.add(stream, lengths)
             sizes = [len(text.encode()) for text in texts]
             if job.keeps_text_bytes:
                 shard.add_text_bytes(sizes)
@@ -160,46 +154,10 @@ def encode_shard(job: Job) -> None:
     )
 
 
-def framed(ids: Ints, bounds: Ints, bos: int | None, eos: int) -> Ints:
-    """Documents laid end to end in `ids`, each with `bos` (unless it is None) before it and `eos` after it."""
-    if bos is None:
-        return np.insert(ids, bounds[1:], eos)
-    places = np.column_stack((bounds[:-1], bounds[1:])).ravel()
-    return np.insert(ids, places, np.tile(np.array([bos, eos], ids.dtype), len(bounds) - 1))
-
-
-@lru_cache(maxsize=1)
-def _encoder(folder: Path, bos: str, eos: str) -> Encoder:
-    return Encoder.load(folder, bos, eos)
-
-
 def _texts(job: Job) -> Iterator[str]:
     head = job.head_bytes
     for document in read_shard(job.source):
         yield document.text.encode()[:head].decode(errors="ignore") if head else document.text
-
-
-def _batches(texts: Iterator[str]) -> Iterator[list[str]]:
-    batch, size = [], 0
-    for text in texts:
-        batch.append(text)
-        size += len(text)
-        if size >= BATCH_CHARACTERS:
-            yield batch
-            batch, size = [], 0
-    if batch:
-        yield batch
-
-
-def _sample(texts: list[str]) -> list[str]:
-    """The first PROOF_CHARACTERS of `texts`."""
-    sample, left = [], PROOF_CHARACTERS
-    for text in texts:
-        if left <= 0:
-            break
-        sample.append(text[:left])
-        left -= len(text)
-    return sample
 
 
 def _mismatches(encoder: Encoder, texts: list[str]) -> int:
@@ -208,42 +166,7 @@ def _mismatches(encoder: Encoder, texts: list[str]) -> int:
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Many shards
-
-
-def _run_all(jobs: list[Job], workers: int) -> None:
-    """Make the shards, in processes of their own where there is more than one to make at a time."""
-    workers = min(workers, len(jobs))
-    if workers <= 1:
-        for job in jobs:
-            encode_shard(job)
-        return
-    threads = max(1, cores() // workers)
-    spawn = multiprocessing.get_context("spawn")
-    try:
-        with ProcessPoolExecutor(workers, spawn, initializer=_start_worker, initargs=(threads,)) as pool:
-            for _ in pool.map(encode_shard, jobs):
-                pass
-    except BrokenProcessPool as error:
-        raise UserError(
-            "A tokenising process was killed, perhaps for want of memory; build again to go on from the finished "
-            "shards, with fewer workers if it happens again."
-        ) from error
-
-
-def _start_worker(threads: int) -> None:
-    """Set a worker's threads, and let it go silently with Ctrl-C and with its parent, however that ends."""
-    os.environ["RAYON_NUM_THREADS"] = str(threads)
-    os.environ["TOKENIZERS_PARALLELISM"] = "true" if threads > 1 else "false"
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
-    threading.Thread(target=_leave_with_parent, daemon=True).start()
-
-
-def _leave_with_parent() -> None:
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        parent.join()
-        os._exit(1)
+# All shards
 
 
 def _tidy(out: Path, jobs: list[Job]) -> None:

@@ -16,6 +16,7 @@ from ahkio.core.errors import UserError
 from ahkio.core.log import Log, open_log
 from ahkio.core.stage import Facts, Inputs, identity
 from ahkio.core.stop import asked_to_stop
+from ahkio.model import native
 from ahkio.model.hub import load_model, save_model
 from ahkio.model.llama import Llama
 from ahkio.tokens.batches import Batch, Batches, Ledger, add, audit, open_batches
@@ -57,11 +58,15 @@ def train(run: "Train", out: Path, inputs: Inputs) -> Facts:
     if run.compile:
         for block in model.blocks:
             block.compile()
-    with open_log(out, run.steps, "train") as log, asked_to_stop() as stop:
+    with (
+        open_log(out, run.steps, "train") as log,
+        asked_to_stop() as stop,
+        open_saver(out, model, optimizer) as saver,
+    ):
         log.truncate_after(progress.step - 1)
         if progress.step == 0:
             note_bits(run, progress, model, sets, log)
-        take_steps(run, out, model, optimizer, batches, progress, sets, log, stop)
+        take_steps(run, model, optimizer, batches, progress, sets, log, stop, saver)
     audit(progress.ledger, batches.plan, run.total_rows)
     save_model(model, out_folder(out), torch.float32)
     return facts_of(run, model, progress, device)
@@ -84,7 +89,6 @@ def check_tokens(run: "Train", inputs: Inputs, vocab: int) -> None:
 
 def take_steps(
     run: "Train",
-    out: Path,
     model: Llama,
     optimizer: Optimizer,
     batches: Batches,
@@ -92,6 +96,7 @@ def take_steps(
     sets: Mapping[str, Texts],
     log: Log,
     stop: Any,
+    saver: state.Saver,
 ) -> None:
     """From where the run is to its end; `progress` is kept up with it."""
     flops = model.config.flops_per_token(run.rows.length)
@@ -110,7 +115,7 @@ def take_steps(
             note_bits(run, progress, model, sets, log)
         stopping = stop()
         if due(step, run.save_every, run.steps) or stopping:
-            save(run, out, model, optimizer, progress)
+            saver.save(progress.step, asdict(progress) | {"run": identity(run)})
         if stopping:
             raise KeyboardInterrupt
 
@@ -141,9 +146,11 @@ def note_bits(run: "Train", progress: Progress, model: Llama, sets: Mapping[str,
 # Checkpoints
 
 
-def save(run: "Train", out: Path, model: Llama, optimizer: Optimizer, progress: Progress) -> None:
-    facts = asdict(progress) | {"run": identity(run)}
-    state.save(out / "checkpoints", progress.step, state_tensors(model, optimizer), facts)
+def open_saver(out: Path, model: Llama, optimizer: Optimizer) -> state.Saver:
+    """What saves the run. Its copy of weights and moments goes on behind the next forward and backward pass."""
+    saver = state.Saver(out / "checkpoints", state_tensors(model, optimizer))
+    optimizer.register_step_pre_hook(lambda *_: saver.wait_until_copied())
+    return saver
 
 
 def resume(run: "Train", out: Path, model: Llama, optimizer: Optimizer, batches: Batches) -> Progress:
@@ -151,14 +158,16 @@ def resume(run: "Train", out: Path, model: Llama, optimizer: Optimizer, batches:
 
     Refuses a checkpoint of another run, naming the field that differs, and one whose ledger is not the plan's.
     """
+    tensors = state_tensors(model, optimizer)
     finished = state.checkpoints(out / "checkpoints")
     if not finished:
+        set_step(optimizer, 0)
         return Progress()
     saved = state.read_state(finished[-1])
     refuse_foreign(saved.get("run", {}), identity(run), finished[-1])
     progress = Progress(**{name: saved[name] for name in Progress.__dataclass_fields__})
     audit(progress.ledger, batches.plan, progress.step * run.rows.per_step)
-    state.load(finished[-1], state_tensors(model, optimizer))
+    state.load(finished[-1], tensors)
     set_step(optimizer, progress.step)
     progress.restarts += 1
     return progress
@@ -229,4 +238,6 @@ def shares_of(ledger: Ledger) -> dict[str, dict[str, float]]:
 def hardware(device: str) -> Facts:
     if device.startswith("cuda"):
         return {"device": torch.cuda.get_device_name(), "devices": 1}
-    return {"device": machine.cpu_name(), "cores": machine.cores(), "threads": torch.get_num_threads()}
+    kernels = "torch" if native.library() is None else "native"
+    cores, threads = machine.cores(), torch.get_num_threads()
+    return {"device": machine.cpu_name(), "cores": cores, "threads": threads, "kernels": kernels}

@@ -1,0 +1,78 @@
+"""`ahkio tokenize`: JSON lines to a token shard, as Megatron-LM's tools/preprocess_data.py makes it."""
+
+import argparse
+import contextlib
+import json
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from time import perf_counter
+
+from rich.console import Console
+from rich.progress import Progress
+
+from ahkio.commands.request import Parsers
+from ahkio.core.errors import UserError
+from ahkio.core.machine import cores
+from ahkio.core.stage import Facts
+
+DOES = "turn JSON lines into a token shard that Megatron-LM and Ahkio read"
+
+
+def add_to(commands: Parsers) -> None:
+    parser: argparse.ArgumentParser = commands.add_parser(
+        "tokenize",
+        help=DOES,
+        description=f"{DOES[0].upper()}{DOES[1:]}: PREFIX.bin holds the ids of all documents in the order of the "
+        "inputs, each between the tokenizer's BOS (if it has one) and EOS, PREFIX.idx where they are. The names of "
+        "special tokens inside a text stay text.",
+        epilog="Example: ahkio tokenize fi-*.jsonl.zst --tokenizer models/llama --output tokens/fi",
+    )
+    parser.add_argument("inputs", nargs="+", metavar="INPUT.jsonl", help="files of JSON lines: plain, .gz or .zst")
+    parser.add_argument("--tokenizer", type=Path, required=True, metavar="FOLDER", help="a Hugging Face folder")
+    parser.add_argument("--output", type=Path, required=True, metavar="PREFIX", help="writes PREFIX.bin and PREFIX.idx")
+    parser.add_argument("--key", default="text", metavar="NAME", help="the field that holds the text (default: text)")
+    parser.add_argument(
+        "--bos", default="", metavar="TOKEN", help="the token before a document (default: as FOLDER says)"
+    )
+    parser.add_argument(
+        "--eos", default="", metavar="TOKEN", help="the token after a document (default: as FOLDER says)"
+    )
+    parser.add_argument("--workers", type=int, default=cores(), metavar="N", help="processes (default: one per core)")
+    parser.add_argument("--json", action="store_true", help="print JSON, for programs")
+    parser.set_defaults(run=run, overrides=[])
+
+
+def run(args: argparse.Namespace) -> int:
+    from ahkio.tokens.jsonl import Tokeniser, tokenise  # numpy and the tokenizer's library, which only this needs
+
+    inputs = [Path(name) for name in [*args.inputs, *args.overrides]]  # overrides: inputs that stand after an option
+    tokeniser = Tokeniser(args.tokenizer, args.bos, args.eos, args.key)
+    console = Console(stderr=True)
+    began = perf_counter()
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as bar, telling(args.output):
+        task = bar.add_task(f"{args.output}", total=sum(path.stat().st_size for path in inputs if path.exists()))
+        facts = tokenise(inputs, args.output, tokeniser, args.workers, partial(bar.advance, task))
+    facts["seconds"] = round(perf_counter() - began, 3)
+    if args.json:
+        print(json.dumps(facts, indent=1, ensure_ascii=False))
+    else:
+        say(args.output, facts)
+    return 0
+
+
+@contextlib.contextmanager
+def telling(prefix: Path) -> Iterator[None]:
+    """Say of what ends a command early that nothing was written."""
+    try:
+        yield
+    except KeyboardInterrupt as interrupt:
+        raise KeyboardInterrupt(f"Stopped; nothing was written to {prefix}.") from interrupt
+    except OSError as error:
+        raise UserError(f"{prefix} can't be written ({error.strerror}); nothing was.") from error
+
+
+def say(prefix: Path, facts: Facts) -> None:
+    counts = f"{facts['tokens']:,} tokens ({facts['dtype']}) of {facts['documents']:,} documents"
+    slow = "".join(f" ({note})" for note in facts["engine_notes"])
+    print(f"{prefix}.bin, {prefix}.idx: {counts} in {facts['seconds']:.1f} s by {facts['engine']}{slow}")
