@@ -378,16 +378,18 @@ LINES = (
         bar=1.8,
         goal=3.0,
         rounds=2,
+        alone=True,
         note="litgpt attends across documents",
     ),
     replace(
         LINE,
         setting="1x4096-packed",
         title="the same, 1 x 4,096, packed with short documents",
-        contenders=("ahkio", "transformers", "TRL SFTTrainer"),
+        contenders=("ahkio", "transformers"),
         bar=1.8,
         goal=3.0,
         rounds=2,
+        alone=True,
     ),
 )
 

@@ -6,7 +6,6 @@ import torch.nn.functional as F
 from tiny_llama import close
 
 from ahkio.model import attention, native
-from ahkio.model.attention import attend_cached
 
 LENGTHS = (5, 1, 12, 1, 1, 7)
 HEADS = {"as many": (4, 4), "grouped": (4, 2), "one for all": (6, 1)}
@@ -164,16 +163,6 @@ def test_one_compiled_graph_serves_other_documents(backend):
         wanted = with_gradients(lambda *p, n=lengths: 2 * plain_attention(*p, n), parts, dy)
         assert all(close(a, b) for a, b in zip(mine, wanted, strict=True))
     assert len(graphs) == 1
-
-
-def test_attention_to_cached_tokens_is_a_masked_softmax():
-    q, k, v = (x.detach()[None] for x in inputs(4, 2))
-    visible = torch.rand(1, 27, 27) < 0.5
-    visible[:, range(27), range(27)] = True
-    k_all, v_all = (x.repeat_interleave(2, 2) for x in (k, v))
-    scores = torch.einsum("bthe,bshe->bhts", q, k_all) / math.sqrt(32)
-    weights = scores.masked_fill(~visible[:, None], -torch.inf).softmax(-1)
-    assert close(attend_cached(q, k, v, visible), torch.einsum("bhts,bshe->bthe", weights, v_all))
 
 
 @pytest.mark.gpu

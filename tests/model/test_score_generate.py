@@ -1,8 +1,7 @@
 import pytest
 import torch
-from tiny_llama import KINDS, close, documents, one, pair
+from tiny_llama import KINDS, documents, pair
 
-from ahkio.model.cache import Cache
 from ahkio.model.generate import generate
 from ahkio.model.score import continuation_losses, document_losses
 
@@ -17,24 +16,6 @@ def exact_losses(theirs, ids):
     with torch.no_grad():
         logits = theirs(torch.tensor([ids])).logits[0, :-1]
     return torch.nn.functional.cross_entropy(logits, torch.tensor(ids[1:]), reduction="none").tolist()
-
-
-@torch.no_grad()
-def read_in_pieces(model, ids, *pieces):
-    cache, states, at = Cache(model.config, 1, len(ids), torch.float32, torch.device("cpu")), [], 0
-    for piece in pieces:
-        part = torch.tensor([ids[at : at + piece]])
-        where = torch.arange(at, at + piece)[None]
-        states.append(model.cached(part, where, cache, torch.ones_like(part).bool()))
-        at += piece
-    return torch.cat(states, 1)
-
-
-def test_reading_in_pieces_gives_what_one_forward_pass_gives(models):
-    ours, _ = models
-    (ids,) = documents(17)
-    for pieces in ((17,), (1,) * 17, (5, 1, 11)):
-        assert close(read_in_pieces(ours, ids, *pieces), ours(*one(ids)).detach())
 
 
 def test_losses_are_those_of_transformers_however_documents_are_packed(models):

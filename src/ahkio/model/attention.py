@@ -1,4 +1,4 @@
-"""Causal attention over packed documents that does no work across them, and attention against a key/value cache.
+"""Causal attention over packed documents that does no work across them.
 
 Tokens lie end to end, N of them; `bounds` (int32, documents + 1) says where each document begins and the last one ends.
 H query heads, K key/value heads, E head width. One place chooses the kernel:
@@ -59,12 +59,6 @@ def rotate(x_NHE: Tensor, rope_2NP: Tensor) -> Tensor:
     a, b = x_NHE.float().chunk(2, -1)
     cos, sin = rope_2NP[..., None, :]
     return torch.cat((a * cos - b * sin, b * cos + a * sin), -1).type_as(x_NHE)
-
-
-def attend_cached(q_BTHE: Tensor, k_BSKE: Tensor, v_BSKE: Tensor, visible_BTS: Tensor) -> Tensor:
-    """Attention of T new tokens to S cached ones (the new among them), where `visible_BTS` allows it."""
-    q, k, v = (x.transpose(1, 2) for x in (q_BTHE, k_BSKE, v_BSKE))
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=visible_BTS[:, None], enable_gqa=True).transpose(1, 2)
 
 
 def _heads(x_THE: Tensor) -> Tensor:

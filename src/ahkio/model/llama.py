@@ -13,8 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from ahkio.model.attention import attend_cached, attend_documents, rotate
-from ahkio.model.cache import Cache
+from ahkio.model.attention import attend_documents
 from ahkio.model.operators import gated, rms_norm
 from ahkio.model.shape import LlamaConfig
 
@@ -49,18 +48,10 @@ class Attention(nn.Module):
         self.o = Linear(c.heads * c.head_width, c.width)
 
     def forward(self, x_BTD: Tensor, rope: Tensor, bounds: Tensor, longest: int) -> Tensor:
-        q_NHE, k_NKE, v_NKE = (part.flatten(0, 1) for part in self.heads(x_BTD))
-        y_NHE = attend_documents(q_NHE, k_NKE, v_NKE, rope.flatten(1, 2), bounds, longest)
-        return self.o(y_NHE.flatten(1).view(*x_BTD.shape[:2], -1))
-
-    def cached(self, x_BTD: Tensor, rope: Tensor, cache: Cache, layer: int, visible_BTS: Tensor) -> Tensor:
-        q_BTHE, k_BTKE, v_BTKE = self.heads(x_BTD)
-        k_BSKE, v_BSKE = cache.extend(layer, rotate(k_BTKE, rope), v_BTKE)
-        return self.o(attend_cached(rotate(q_BTHE, rope), k_BSKE, v_BSKE, visible_BTS).flatten(2))
-
-    def heads(self, x_BTD: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        q, k, v = (project(x_BTD).unflatten(-1, (-1, self.head_width)) for project in (self.q, self.k, self.v))
-        return q, k, v
+        x_ND = x_BTD.flatten(0, 1)
+        q, k, v = (project(x_ND).unflatten(-1, (-1, self.head_width)) for project in (self.q, self.k, self.v))
+        y_NHE = attend_documents(q, k, v, rope.flatten(1, 2), bounds, longest)
+        return self.o(y_NHE.flatten(1)).view_as(x_BTD)
 
 
 class MLP(nn.Module):
@@ -84,10 +75,6 @@ class Block(nn.Module):
 
     def forward(self, x_BTD: Tensor, rope: Tensor, bounds: Tensor, longest: int) -> Tensor:
         x_BTD = x_BTD + self.attention(self.attention_norm(x_BTD), rope, bounds, longest)
-        return x_BTD + self.mlp(self.mlp_norm(x_BTD))
-
-    def cached(self, x_BTD: Tensor, rope: Tensor, cache: Cache, layer: int, visible_BTS: Tensor) -> Tensor:
-        x_BTD = x_BTD + self.attention.cached(self.attention_norm(x_BTD), rope, cache, layer, visible_BTS)
         return x_BTD + self.mlp(self.mlp_norm(x_BTD))
 
 
@@ -127,7 +114,7 @@ class Llama(nn.Module):
         bounds: int32, where each document begins in the B*T tokens laid end to end, and last their end; no document
         sees another. longest: at least the longest document's length.
         """
-        x_BTD, rope = self._embedded(ids_BT), angles(positions_BT, self.config)
+        x_BTD, rope = self.embed(ids_BT).to(self.compute), angles(positions_BT, self.config)
         for block in self.blocks:
             if self.recompute and torch.is_grad_enabled():
                 x_BTD = checkpoint(block, x_BTD, rope, bounds, longest, use_reentrant=False)
@@ -135,23 +122,9 @@ class Llama(nn.Module):
                 x_BTD = block(x_BTD, rope, bounds, longest)
         return self.norm(x_BTD)
 
-    def cached(self, ids_BT: Tensor, positions_BT: Tensor, cache: Cache, valid_BT: Tensor) -> Tensor:
-        """Hidden states (B, T, D) of tokens that follow those in `cache`, which takes them in.
-
-        valid_BT: false where a token only pads its row; nothing attends to it.
-        """
-        x_BTD, rope = self._embedded(ids_BT), angles(positions_BT, self.config)
-        visible_BTS = cache.admit(valid_BT)
-        for layer, block in enumerate(self.blocks):
-            x_BTD = block.cached(x_BTD, rope, cache, layer, visible_BTS)  # type: ignore[operator]  # a Block
-        return self.norm(x_BTD)
-
     def logits(self, x: Tensor) -> Tensor:
         """fp32 logits (..., V) of hidden states (..., D)."""
         return F.linear(x, self.head_weight.to(x.dtype)).float()
-
-    def _embedded(self, ids_BT: Tensor) -> Tensor:
-        return self.embed(ids_BT).to(self.compute)
 
 
 def random_model(c: LlamaConfig, seed: int, std: float = 0.02) -> Llama:

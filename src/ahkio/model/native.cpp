@@ -446,11 +446,12 @@ void label_scores(int64_t rows, int width, int64_t first, const T* logits, const
 // ---- Generation: one token of each row through all layers. What counts is that the weights are read once, at the memory's
 // speed; activations are fp32. All threads do the small things of every row for themselves and share out the products.
 
-// out(r, n, dot of row r of x and row n of w) for n in [first, last).
-template <class T, int R, int C, class Out> INLINE void dots(int depth, const float* x, const T* w, int row, int n, const Out& out) {
+// out(r, n, dot of row r of x and row n of w), a tile of R x C; AHEAD fetches the C rows of w that come next.
+template <class T, int R, int C, bool AHEAD, class Out> INLINE void dots(int depth, const float* x, const T* w, int row, int64_t n, const Out& out) {
   Floats sums[R][C] = {};
   for (int k = 0; k < depth; k += LANES) {
     Floats columns[C];
+    if (AHEAD) for (int c = 0; c < C; c++) __builtin_prefetch(w + (size_t)(C + c) * depth + k);
 #pragma GCC unroll 8
     for (int c = 0; c < C; c++) columns[c] = load(w + (size_t)c * depth + k);
 #pragma GCC unroll 8
@@ -466,16 +467,18 @@ template <class T, int R, int C, class Out> INLINE void dots(int depth, const fl
     for (int c = 0; c < C; c++) out(row + r, n + c, sum(sums[r][c]));
 }
 
-template <class T, int C, class Out> INLINE void dots_of_rows(int rows, int depth, const float* x, const T* w, int n, const Out& out) {
+// The same for all rows of x and all n in [first, last); C rows of w at a time.
+template <class T, int C, class Out> INLINE void dots_of_rows(int rows, int depth, const float* x, const T* w, int64_t n, const Out& out) {
   int r = 0;
-  for (; r + 4 <= rows; r += 4) dots<T, 4, C>(depth, x + (size_t)r * depth, w, r, n, out);
-  if (rows - r >= 2) { dots<T, 2, C>(depth, x + (size_t)r * depth, w, r, n, out); r += 2; }
-  if (rows - r) dots<T, 1, C>(depth, x + (size_t)r * depth, w, r, n, out);
+  if (rows >= 4) dots<T, 4, C, true>(depth, x, w, r, n, out), r = 4;
+  for (; r + 4 <= rows; r += 4) dots<T, 4, C, false>(depth, x + (size_t)r * depth, w, r, n, out);
+  for (; r < rows; r++) dots<T, 1, C, false>(depth, x + (size_t)r * depth, w, r, n, out);
 }
 
 template <class T, class Out> INLINE void thin_product(int rows, int depth, const float* x, const T* w, int64_t first, int64_t last, const Out& out) {
   int64_t n = first;
-  for (; n + 3 <= last; n += 3) dots_of_rows<T, 3>(rows, depth, x, w + n * depth, n, out);
+  if (rows == 1) for (; n + 8 <= last; n += 8) dots<T, 1, 8, true>(depth, x, w + n * depth, 0, n, out);
+  else for (; n + 3 <= last; n += 3) dots_of_rows<T, 3>(rows, depth, x, w + n * depth, n, out);
   for (; n < last; n++) dots_of_rows<T, 1>(rows, depth, x, w + n * depth, n, out);
 }
 
