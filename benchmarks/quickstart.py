@@ -48,11 +48,15 @@ def quickstart() -> Round:
         minutes = (perf_counter() - began) / 60
         assert (clone / "runs/quickstart/model/README.md").is_file()
         summary = json.loads((clone / "runs/quickstart/summary.json").read_text())
+        (metrics,) = clone.glob("runs/artifacts/train-*/metrics.jsonl")
+        losses = [json.loads(line)["loss"] for line in metrics.read_text().splitlines()]
     by_stage: dict[str, float] = {}
     for artifact, seconds in summary["seconds_by_stage"].items():
         stage = artifact.rpartition("-")[0]
         by_stage[stage] = by_stage.get(stage, 0.0) + seconds
-    return {"value": minutes, "seconds_by_stage": by_stage, "peak_memory_bytes": summary["peak_memory_bytes"]}
+    return {"value": minutes, "seconds_by_stage": by_stage, "peak_memory_bytes": summary["peak_memory_bytes"]} | {
+        "losses": losses
+    }
 
 
 if __name__ == "__main__":

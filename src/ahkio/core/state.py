@@ -52,7 +52,7 @@ class Saver:
         self.folder, self.keep = folder, keep
         self._copied = threading.Event()
         self._copied.set()
-        self._worker = ThreadPoolExecutor(1, "checkpoint", initializer=_give_way)
+        self._worker = ThreadPoolExecutor(1, "checkpoint")
         self._image = self._worker.submit(_Image, tensors)  # now, since fresh memory costs more than the copy
         self._saved: Future[None] | None = None
 
@@ -97,7 +97,7 @@ class Saver:
         draft = self.folder / f"step-{step:08d}.tmp"
         shutil.rmtree(draft, ignore_errors=True)
         draft.mkdir(parents=True)
-        with ThreadPoolExecutor(1) as other:
+        with ThreadPoolExecutor(1, initializer=_give_way) as other:
             checksum = other.submit(image.crc32)
             write_direct(draft / TENSORS, image.blocks, image.size)
         write_json(draft / STATE, state | {"step": step, "files": {TENSORS: checksum.result()}})
@@ -194,7 +194,7 @@ def _sync(folder: Path) -> None:
 
 
 def _give_way() -> None:
-    """Let this thread, and those it starts, take only what time others leave; Linux has that for single threads."""
+    """Let this thread take little of the time that others want; only Linux has that for single threads."""
     if sys.platform == "linux":
         os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 19)
 

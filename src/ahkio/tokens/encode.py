@@ -17,7 +17,7 @@ from typing import TypeVar
 import numpy as np
 
 from ahkio.core.errors import UserError
-from ahkio.core.machine import cores
+from ahkio.core.machine import cores, keep_freed_memory
 from ahkio.tokens.shards import Ints
 from ahkio.tokens.tokenizer import Encoder, load_fastokens
 
@@ -121,9 +121,10 @@ def _windowed(
 
 
 def _start_worker(threads: int) -> None:
-    """Set a worker's threads, and let it go silently with Ctrl-C and with its parent, however that ends."""
+    """Set a worker's threads and memory, and let it go silently with Ctrl-C and with its parent, however that ends."""
     os.environ["RAYON_NUM_THREADS"] = str(threads)
     os.environ["TOKENIZERS_PARALLELISM"] = "true" if threads > 1 else "false"
+    keep_freed_memory()
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     threading.Thread(target=_leave_with_parent, daemon=True).start()
 

@@ -19,7 +19,7 @@ from ahkio.tokens.shards import Ints, ShardWriter, id_dtype
 
 PIECE_BYTES = 1 << 24  # of a plain file, at most, that a process holds at a time
 PIECES_PER_WORKER = 4  # at least, so that none waits long for the last
-PROOF_CHARACTERS = 1 << 18  # over all pieces, on which fastokens has to equal tokenizers
+PROOF_CHARACTERS = 1 << 17  # over all pieces, on which fastokens has to equal tokenizers
 
 
 @dataclass(frozen=True)
