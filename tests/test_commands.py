@@ -141,7 +141,7 @@ def test_help_comes_at_once_and_without_torch() -> None:
     assert time.perf_counter() - began < 2  # 0.2 s on an idle machine
 
 
-@pytest.mark.parametrize("command", ["plan", "build", "show", "peek", "generate"])
+@pytest.mark.parametrize("command", ["plan", "build", "show", "peek", "generate", "tokenize"])
 def test_the_help_of_each_command_has_an_example(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as left:
         main([command, "--help"])

@@ -3,8 +3,7 @@
 import argparse
 import contextlib
 import json
-from collections.abc import Iterator
-from functools import partial
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from time import perf_counter
 
@@ -38,7 +37,7 @@ def add_to(commands: Parsers) -> None:
     parser.add_argument(
         "--eos", default="", metavar="TOKEN", help="the token after a document (default: as FOLDER says)"
     )
-    parser.add_argument("--workers", type=int, default=cores(), metavar="N", help="processes (default: one per core)")
+    parser.add_argument("--workers", type=int, default=0, metavar="N", help="processes (default: one per core)")
     parser.add_argument("--json", action="store_true", help="print JSON, for programs")
     parser.set_defaults(run=run, overrides=[])
 
@@ -48,17 +47,33 @@ def run(args: argparse.Namespace) -> int:
 
     inputs = [Path(name) for name in [*args.inputs, *args.overrides]]  # overrides: inputs that stand after an option
     tokeniser = Tokeniser(args.tokenizer, args.bos, args.eos, args.key)
-    console = Console(stderr=True)
+    workers = args.workers if args.workers > 0 else cores()
     began = perf_counter()
-    with Progress(console=console, transient=True, disable=not console.is_terminal) as bar, telling(args.output):
-        task = bar.add_task(f"{args.output}", total=sum(path.stat().st_size for path in inputs if path.exists()))
-        facts = tokenise(inputs, args.output, tokeniser, args.workers, partial(bar.advance, task))
+    with open_bar(args.output, inputs) as advance, telling(args.output):
+        facts = tokenise(inputs, args.output, tokeniser, workers, advance)
     facts["seconds"] = round(perf_counter() - began, 3)
     if args.json:
         print(json.dumps(facts, indent=1, ensure_ascii=False))
     else:
         say(args.output, facts)
     return 0
+
+
+@contextlib.contextmanager
+def open_bar(prefix: Path, inputs: list[Path]) -> Iterator[Callable[[int], None]]:
+    """A bar of bytes, on a terminal; without a thread of its own, since processes are forked under it."""
+    console = Console(stderr=True)
+    hidden = not console.is_terminal
+    with Progress(
+        console=console,
+        transient=True,
+        disable=hidden,
+        auto_refresh=False,
+        redirect_stdout=False,
+        redirect_stderr=False,
+    ) as bar:
+        task = bar.add_task(str(prefix), total=sum(path.stat().st_size for path in inputs if path.exists()))
+        yield lambda done: bar.update(task, advance=done, refresh=True)
 
 
 @contextlib.contextmanager

@@ -79,10 +79,10 @@ def framed(ids: Ints, bounds: Ints, bos: int | None, eos: int) -> tuple[Ints, In
 def in_order(
     work: Callable[[Job], Result], jobs: Sequence[Job], workers: int, load: Callable[[], object]
 ) -> Iterator[Result]:
-    """What `work` gives for each job, in the order of `jobs`, by so many processes; `load` gets ready what all need.
+    """What `work` gives for each job, in the order of `jobs`, by so many processes; one worker is this process.
 
-    The processes are forked after `load`, which so is done once. Where a library has threads that a fork would lose,
-    or loading leaves cores idle anyway, they start afresh and each loads. One worker is this process.
+    `load` gets ready what all jobs need. It is done once, here, and processes are forked from that; but where a library
+    may have threads that a fork would lose, or there are cores to load on anyway, each starts afresh and loads.
     """
     workers = min(workers, len(jobs))
     if workers <= 1:

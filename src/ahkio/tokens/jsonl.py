@@ -19,7 +19,8 @@ from ahkio.tokens.shards import Ints, ShardWriter, id_dtype
 
 PIECE_BYTES = 1 << 24  # of a plain file, at most, that a process holds at a time
 PIECES_PER_WORKER = 4  # at least, so that none waits long for the last
-PROOF_CHARACTERS = 1 << 17  # over all pieces, on which fastokens has to equal tokenizers
+PROOF_CHARACTERS = 1 << 14  # of each piece, at least, on which fastokens has to equal tokenizers
+PROOF_SHARE = 1 << 10  # one character in so many, where that is more
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,6 @@ class Piece:
     size: int
     ids: Path  # where its ids lie for a while
     tokeniser: Tokeniser
-    proof_characters: int
 
 
 class Encoded(NamedTuple):
@@ -90,8 +90,7 @@ def cut(inputs: Sequence[Path], workers: int, scratch: Path, tokeniser: Tokenise
     for path in inputs:
         with naming(str(path)):
             spans += [(path, begin, size) for begin, size in _spans(path, aim)]
-    proof = PROOF_CHARACTERS // len(spans)
-    return [Piece(*span, scratch / str(number), tokeniser, proof) for number, span in enumerate(spans)]
+    return [Piece(*span, scratch / str(number), tokeniser) for number, span in enumerate(spans)]
 
 
 def encode_piece(piece: Piece) -> Encoded:
@@ -100,7 +99,7 @@ def encode_piece(piece: Piece) -> Encoded:
     encoder = encoder_of(how.folder, how.bos, how.eos, fast=True)
     found = batches(_texts(piece))
     first = next(found, [])
-    encoder = encoder.proven(head(first, piece.proof_characters))
+    encoder = encoder.proven(head(first, max(PROOF_CHARACTERS, piece.size // PROOF_SHARE)))
     lengths = [np.zeros(0, np.int32)]
     with open(piece.ids, "wb") as out:
         for texts in chain([first], found):
