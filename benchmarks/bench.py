@@ -4,9 +4,9 @@
     python benchmarks/train_step.py         one claim, and the table
     python benchmarks/train_step.py --quick its first line in under 50 s: one JSON line, exit code 1 below the bar
 
-A claim is a file that holds LINES and `contender`, and ends with `main(__file__, LINES, contender)`. Every contender runs
-in a process of its own that is kept for all rounds; the rounds of all contenders alternate, so that a noisy machine is
-noisy for each of them; while one works the others wait without using a core.
+A claim is a file that holds LINES and `contender`, and ends with `main(__file__, LINES, contender)`. Every contender
+runs in a process of its own that is kept for all rounds; the rounds of all contenders alternate, so that a noisy
+machine is noisy for each of them; while one works the others wait without using a core.
 """
 
 import argparse

