@@ -214,7 +214,7 @@ LINES = (
         setting="held",
         title="checkpoint of 1.6 GB: training waits",
         unit="s",
-        contenders=("ahkio", "torch.save", "DCP", "DCP async, thread", "DCP async, process"),
+        contenders=("ahkio", "DCP async, thread", "DCP async, process"),
         quick=("ahkio", "DCP"),
         bar=0.15,
         goal=0.08,
@@ -251,7 +251,7 @@ LINES = (
         bar=1.0,
         goal=2.0,
         higher=False,
-        rounds=4,
+        rounds=3,
         alone=True,
     ),
 )
