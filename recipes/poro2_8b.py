@@ -98,7 +98,7 @@ TRAIN = Train(
     measure_every=1000,
     save_every=1000,
     micro_batch=1,
-    recompute=True,
+    recompute="block",
     mesh=Mesh(shard=64, tensor=2, device="MI250X GCD"),  # TP 2 is the card's, 16 nodes of 8 the published script's
 )
 

@@ -1,10 +1,23 @@
-"""What all tests share: one thread each, and no failure for want of a GPU."""
+"""What all tests share: one thread each, no failure for want of a GPU, and what lies below a small training run."""
 
 import os
 
 import pytest
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported, here and in the processes that tests start
+
+
+@pytest.fixture(scope="session")
+def inputs(tmp_path_factory):
+    """A store that holds everything below the small training run."""
+    from small_run import TRAIN, quiet
+
+    from ahkio.core.stage import build, inputs_of
+
+    store = tmp_path_factory.mktemp("inputs") / "artifacts"
+    for needed in inputs_of(TRAIN):
+        build(needed, store, quiet)
+    return store
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

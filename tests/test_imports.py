@@ -17,6 +17,7 @@ MAY_IMPORT = {
     "train": {"core", "tokens", "model"},
     "evaluate": {"core", "text", "tokens", "model"},
     "release": {"core", "model"},
+    "launch": {"core"},
 }
 FILES = {str(path.relative_to(SOURCE)): path for path in sorted(SOURCE.rglob("*.py"))}
 

@@ -7,27 +7,34 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from ahkio.commands import build, generate, peek, plan, show, tokenize
-from ahkio.core.errors import UserError
+from ahkio.commands import build, generate, peek, plan, show, submit, tokenize
+from ahkio.core.errors import Lost, UserError
 from ahkio.core.machine import keep_freed_memory, package_version
+from ahkio.core.stop import REQUEUE, Paused, pausing
+from ahkio.launch.local import refused
 
-COMMANDS = (plan, build, show, peek, generate, tokenize)
+COMMANDS = (plan, build, show, peek, generate, submit, tokenize)
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
-BAD_INPUT, INTERRUPTED = 2, 130
+FAILED, BAD_INPUT, INTERRUPTED = 1, 2, 130
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run one command and return its exit status: 0, 2 for what the user can mend, 130 after Ctrl-C."""
+    """Run one command and return its exit status: 0; 2 for what the user can mend; 75 for what is to be started again,
+    after SIGTERM, SIGUSR1 or a time limit; 130 after Ctrl-C."""
     args = parse(argv)
     keep_freed_memory()
     try:
-        status: int = args.run(args)
+        with pausing():
+            status: int = args.run(args)
         return status
     except UserError as error:
         return complain(str(error), BAD_INPUT)
     except KeyboardInterrupt as interrupt:
         kept = "Stopped; what was made is kept, and the same command goes on."
-        return complain(str(interrupt) or kept, INTERRUPTED)
+        return complain(str(interrupt) or kept, REQUEUE if isinstance(interrupt, Paused) else INTERRUPTED)
+    except Lost as error:
+        print("ahkio:", error, file=sys.stderr)
+        return FAILED
     except BrokenPipeError:  # whoever read our output has read enough, as `head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
@@ -60,6 +67,9 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 
 
 def complain(sentence: str, status: int) -> int:
+    """Say it; or leave it to be said, once, by the process that started this one with others."""
+    if refused(sentence, status):
+        return 0
     print("ahkio:", " ".join(sentence.splitlines()), file=sys.stderr)
     return status
 

@@ -78,14 +78,14 @@ def test_bf16_computes_in_bf16_and_learns_in_fp32(tmp_path):
 def test_recomputing_changes_neither_loss_nor_gradients(tmp_path):
     write(tmp_path)
     batch, gradients, totals = packed(documents(9, 21)), [], []
-    for recompute in (False, True):
+    for recompute in ("none", "block", "selective"):
         model = load_model(tmp_path, recompute=recompute)
         total = summed_loss(model(*batch)[0], model.head_weight, batch[0][0])
         total.backward()
         totals.append(total.item())
         gradients.append([weight.grad for weight in model.parameters()])
-    assert totals[0] == totals[1]
-    assert all(torch.equal(a, b) for a, b in zip(*gradients, strict=True))
+    assert totals[0] == totals[1] == totals[2]
+    assert all(torch.equal(a, b) and torch.equal(a, c) for a, b, c in zip(*gradients, strict=True))
 
 
 def test_compiled_blocks_need_no_new_graph_for_other_documents(tmp_path):

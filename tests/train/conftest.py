@@ -4,7 +4,7 @@ import pytest
 from small_run import TRAIN, quiet
 
 from ahkio.core import machine
-from ahkio.core.stage import build, inputs_of
+from ahkio.core.stage import build
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -13,15 +13,6 @@ def stated_peak():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(machine, "peak_flops", lambda *_: (1e12, "stated"))
         yield
-
-
-@pytest.fixture(scope="session")
-def inputs(tmp_path_factory):
-    """A store that holds everything below the training run."""
-    store = tmp_path_factory.mktemp("inputs") / "artifacts"
-    for needed in inputs_of(TRAIN):
-        build(needed, store, quiet)
-    return store
 
 
 @pytest.fixture(scope="session")

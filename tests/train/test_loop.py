@@ -12,7 +12,9 @@ from ahkio.core.stage import build, knowledge
 from ahkio.model.hub import load_model
 from ahkio.tokens.batches import open_batches
 from ahkio.tokens.heldout import HeldOut, read_texts
+from ahkio.train.engine import alone
 from ahkio.train.measure import measure
+from ahkio.train.objectives import NextToken
 
 
 def test_the_loss_falls_and_the_weights_learn(unbroken, inputs):
@@ -127,16 +129,16 @@ def test_measuring_compiles_nothing(inputs):
     model, graphs = load_model(inputs / TRAIN.start.name), []
     held = tokens("fi", "heldout")
     sets = {"fi": read_texts(inputs / held.name, {"bos": 0, "eos": 1}, 0)}
-    wanted = measure(model, sets, 64)
+    wanted = measure(alone(model, NextToken()), sets, 64, TRAIN.rows, 1)
     torch._dynamo.reset()
     for block in model.blocks:
         block.compile(backend=lambda graph, _: graphs.append(graph) or graph)
-    assert measure(model, sets, 64) == wanted
+    assert measure(alone(model, NextToken()), sets, 64, TRAIN.rows, 1) == wanted
     assert not graphs
 
 
 def test_recomputing_changes_nothing_learnt(unbroken, store):
-    made = build(replace(TRAIN, recompute=True), store, quiet)
+    made = build(replace(TRAIN, recompute="block"), store, quiet)
     assert weights(made.path) == weights(unbroken.path)
     assert metrics(made.path) == metrics(unbroken.path)
 
@@ -178,11 +180,9 @@ def test_a_mix_that_ends_before_the_run_is_refused_as_a_value():
         HeldOut("fi", tokens("fi"))
 
 
-def test_more_than_one_device_is_planned_but_not_trained_on(store):
-    wide = replace(TRAIN, mesh=Mesh(shard=2))
-    assert any("one device" in warning for warning in wide.forecast(knowledge(store))["warnings"])
-    with pytest.raises(UserError, match="one device"):
-        build(wide, store, quiet)
+def test_a_mesh_without_processes_is_refused_in_a_sentence(store):
+    with pytest.raises(UserError, match="2 processes"):
+        build(replace(TRAIN, mesh=Mesh(shard=2)), store, quiet)
 
 
 def test_plan_foretells_a_run_of_inputs_that_are_not_built(tmp_path):

@@ -60,10 +60,10 @@ def test_a_restored_optimizer_goes_on_to_the_bit(inputs):
     model, optimizer = fresh()
     for step in range(3):
         learn(model, optimizer, step)
-    saved = {name: tensor.clone() for name, tensor in state_tensors(model, optimizer).items()}
+    saved = {name: tensor.clone() for name, tensor in state_tensors(optimizer, model.named_parameters()).items()}
     other, restored = fresh()
     with torch.no_grad():
-        for name, tensor in state_tensors(other, restored).items():
+        for name, tensor in state_tensors(restored, other.named_parameters()).items():
             tensor.copy_(saved[name])
     set_step(restored, 3)
     for step in range(3, 5):

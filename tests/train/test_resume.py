@@ -140,7 +140,7 @@ def test_a_run_stopped_again_and_again_goes_on_to_the_bit(unbroken, store, monke
 
 def test_settings_of_how_may_change_on_the_way(unbroken, store, monkeypatch):
     stop_at(monkeypatch, loop, "train_step", 5, store)
-    made = build(replace(TRAIN, recompute=True, save_every=0, measure_every=3), store, quiet)
+    made = build(replace(TRAIN, recompute="block", save_every=0, measure_every=3), store, quiet)
     assert weights(made.path) == weights(unbroken.path)
 
 
@@ -210,10 +210,9 @@ def test_ctrl_c_saves_and_the_same_command_goes_on(unbroken, store, recipe):
     assert made.facts["restarts"] == 1
 
 
-def test_a_stop_asked_for_after_the_step_was_judged_still_saves(store, monkeypatch):
-    """Ctrl-C between the question whether to save and the question whether to stop."""
-    answers = iter([False, True, True, True])
-    monkeypatch.setattr(loop, "asked_to_stop", lambda: contextlib.nullcontext(lambda: next(answers)))
+def test_a_stop_asked_for_saves_where_nothing_was_due(store, monkeypatch):
+    answers = iter([None, KeyboardInterrupt])
+    monkeypatch.setattr(loop, "asked_to_stop", lambda _: contextlib.nullcontext(lambda: next(answers)))
     with pytest.raises(KeyboardInterrupt):
         build(replace(TRAIN, save_every=0), store, quiet)
     assert finished_steps(store) == [lines(store)]

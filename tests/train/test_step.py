@@ -7,7 +7,8 @@ from small_run import MIX, TRAIN
 
 from ahkio.model.hub import load_model
 from ahkio.tokens.batches import IGNORE, open_batches
-from ahkio.train.losses import next_token, trained_tokens
+from ahkio.train.engine import alone
+from ahkio.train.losses import trained_tokens
 from ahkio.train.objectives import NextToken
 from ahkio.train.optimizer import AdamW
 from ahkio.train.step import train_step
@@ -23,9 +24,14 @@ def model(inputs):
     return load_model(inputs / TRAIN.start.name)
 
 
+def engine(model):
+    return alone(model, NextToken())
+
+
 def taken(model, micro, lr=1e-3, clip=1.0):
     """Loss, norm, and the weights after one step."""
-    return (*train_step(model, AdamW().build(model), NextToken(), micro, lr, clip), list(model.parameters()))
+    loss, norm, _ = train_step(engine(model), AdamW().build(model), micro, lr, clip)
+    return loss, norm, list(model.parameters())
 
 
 def gradients(model, micro):
@@ -36,7 +42,7 @@ def gradients(model, micro):
         def step(self):
             met.extend(w.grad.clone() for w in model.parameters())
 
-    loss, norm = train_step(model, Look(model.parameters(), lr=0.0), NextToken(), micro, 0.0, 1e9)
+    loss, norm, _ = train_step(engine(model), Look(model.parameters(), lr=0.0), micro, 0.0, 1e9)
     return loss, norm, met
 
 
@@ -56,10 +62,10 @@ def test_loss_and_gradients_do_not_depend_on_the_micro_batch(inputs, model, docu
 
 def test_ranks_together_see_what_one_device_sees(inputs, model):
     batches = opened(inputs)
-    alone = [next_token(model, batch) for batch in batches.micro(3, 6)]
-    parts = [next_token(model, batch) for rank in range(3) for batch in batches.micro(3, 2, rank, 3)]
-    assert sum(part.count for part in parts) == alone[0].count
-    assert sum(part.total.item() for part in parts) == pytest.approx(alone[0].total.item(), rel=1e-6)
+    whole = list(batches.micro(3, 6))
+    parts = [batch for rank in range(3) for batch in batches.micro(3, 2, rank, 3)]
+    assert engine(model).count(parts) == engine(model).count(whole)
+    assert engine(model).total(parts) == pytest.approx(engine(model).total(whole), rel=1e-6)
 
 
 def test_the_gradient_is_that_of_the_mean_over_all_trained_tokens(inputs, model):
@@ -87,9 +93,8 @@ def by_document(model, batch):
 def test_packed_separate_documents_cost_the_sum_of_each_alone(inputs, model):
     (batch,) = opened(inputs).micro(1, 6)
     assert len(batch.lengths) > 10
-    loss = next_token(model, batch)
-    assert loss.total.item() == pytest.approx(by_document(model, batch).item(), rel=1e-6)
-    assert loss.count == trained_tokens(batch) < batch.labels_BT.size
+    assert engine(model).total([batch]) == pytest.approx(by_document(model, batch).item(), rel=1e-6)
+    assert engine(model).count([batch]) == trained_tokens(batch) < batch.labels_BT.size
 
 
 def test_no_separate_document_is_asked_for_the_start_of_the_next(inputs):
@@ -106,7 +111,7 @@ def test_gradients_are_clipped_to_a_norm_and_the_norm_is_told_from_before(inputs
     met = []
     optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
     optimizer.register_step_pre_hook(lambda *_: met.extend(w.grad.clone() for w in model.parameters()))
-    _, norm = train_step(model, optimizer, NextToken(), micro, 0.0, free / 2)
+    _, norm, _ = train_step(engine(model), optimizer, micro, 0.0, free / 2)
     assert norm == free
     assert all(torch.allclose(a, b / 2, rtol=1e-4, atol=1e-7) for a, b in zip(met, wanted, strict=True))
 
@@ -119,9 +124,10 @@ def test_a_step_leaves_no_gradient_behind_and_takes_the_learning_rate_it_is_give
     assert 0.5e-3 < largest < 2e-3  # Adam's first step moves each weight by about the learning rate
 
 
-def test_recomputing_gives_the_same_step(inputs, model):
+@pytest.mark.parametrize("recompute", ["block", "selective"])
+def test_recomputing_gives_the_same_step(inputs, model, recompute):
     micro = list(opened(inputs).micro(0, 3))
-    again = load_model(inputs / TRAIN.start.name, recompute=True)
+    again = load_model(inputs / TRAIN.start.name, recompute=recompute)
     loss, norm, wanted = taken(model, micro)
     other_loss, other_norm, found = taken(again, micro)
     assert (loss, norm) == (other_loss, other_norm)

@@ -3,6 +3,7 @@
 import argparse
 import json
 import os
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,10 @@ from rich.console import Console
 from ahkio.commands.request import Parsers, Request, add_command, read_request
 from ahkio.core.artifact import Artifact, draft_of, is_done
 from ahkio.core.errors import UserError
-from ahkio.core.stage import build, lineage
+from ahkio.core.mesh import own_rank
+from ahkio.core.stage import Stage, build, lineage
+from ahkio.core.stop import REQUEUE, Paused
+from ahkio.launch import local
 from ahkio.release.summary import show_summary
 
 MODELS = ("Card", "Export")  # the stages that end in a folder to generate from
@@ -26,26 +30,54 @@ def add_to(commands: Parsers) -> None:
         "ahkio build recipes/quickstart.py train.steps=100",
         "a recipe, and the stage in it to make (the last one if left out)",
     )
+    parser.add_argument("--only", metavar="ARTIFACT", help=argparse.SUPPRESS)  # for the processes that launch() starts
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
     request = read_request(args)
     make_store(request.store)
+    if args.only:
+        return build_only(args.only, request)
     existed = {path for path in request.paths.values() if is_done(path)}
-    teller = Teller(request, Console(stderr=True, highlight=False))
+    teller = Teller(request, Console(stderr=True, highlight=False, quiet=own_rank() > 0))
     teller.tell_existing()
     try:
-        build(request.target, request.store, teller.say)
-    except KeyboardInterrupt:
+        build(request.target, request.store, teller.say, partial(launch, args))
+    except KeyboardInterrupt as interrupt:
         teller.tell_interrupted()
-        return 130
+        return status_of(interrupt)
+    if own_rank() > 0:
+        return 0
     links = link_names(request)
     if args.json:
         print(json.dumps(report(request, links, existed), indent=1))
     else:
         show_result(request, links, Console(highlight=False))
     return 0
+
+
+def build_only(name: str, request: Request) -> int:
+    """Make the stage whose artifact is called `name`, as one of several processes or of several jobs."""
+    stage = next((stage for stage, path in request.paths.items() if path.name == name), None)
+    if stage is None:
+        raise UserError(f"{request.recipe} has no stage {name!r}; the recipe or an override has changed since.")
+    try:
+        build(stage, request.store, lambda _: None)
+    except KeyboardInterrupt as interrupt:
+        status = status_of(interrupt)
+        return 0 if local.refused("", status) else status
+    return 0
+
+
+def status_of(interrupt: KeyboardInterrupt) -> int:
+    return REQUEUE if isinstance(interrupt, Paused) else 130
+
+
+def launch(args: argparse.Namespace, stage: Stage) -> None:
+    """Make a stage for several processes, in processes of this machine."""
+    command = ["build", args.recipe, *args.overrides, "--runs", str(args.runs), "--only", stage.name]
+    local.run(command, stage.processes, getattr(stage, "restarts", 0))
 
 
 def make_store(store: Path) -> None:

@@ -6,3 +6,7 @@ class UserError(ValueError):
 
     The command line prints it without a traceback and exits with code 2.
     """
+
+
+class Lost(Exception):  # noqa: N818  what happened, not a kind of mistake
+    """The processes of a run lost each other; the sentence says which and where. Another attempt may go well."""

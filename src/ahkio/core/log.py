@@ -20,9 +20,12 @@ Figures = dict[str, float]
 
 
 @contextlib.contextmanager
-def open_log(folder: Path, steps: int, title: str, every: float = SECONDS_BETWEEN_LINES) -> Iterator["Log"]:
-    """A Log of a run of `steps` steps in `folder`, which may hold that of an earlier attempt."""
-    log = Log(folder, steps, title, Console(stderr=True, highlight=False), every)
+def open_log(
+    folder: Path, steps: int, title: str, speaks: bool = True, every: float = SECONDS_BETWEEN_LINES
+) -> Iterator["Log"]:
+    """A Log of a run of `steps` steps in `folder`, which may hold that of an earlier attempt; mute unless it
+    `speaks`."""
+    log = (Log if speaks else Mute)(folder, steps, title, Console(stderr=True, highlight=False), every)
     try:
         yield log
     finally:
@@ -79,6 +82,12 @@ class Log:
             os.replace(draft, path)
         self._last_kept = step
 
+    def go_back(self, step: int) -> None:
+        """Forget the steps from `step` on, which come again."""
+        self.close()
+        self._file = self._curves = self._bar = None
+        self.truncate_after(step - 1)
+
     def close(self) -> None:
         if self._bar is not None:
             self._bar.stop()
@@ -115,6 +124,18 @@ class Log:
         seconds = (monotonic() - self._began) / done * (self.steps - step - 1)
         hours, minutes = divmod(math.ceil(seconds) // 60, 60)
         return f"{hours}:{minutes:02}:{math.ceil(seconds) % 60:02} left"
+
+
+class Mute(Log):
+    """The Log of a process that leaves speaking and writing to another."""
+
+    def step(self, step: int, **figures: float) -> None: ...
+
+    def note(self, text: str) -> None: ...
+
+    def truncate_after(self, step: int) -> None: ...
+
+    def go_back(self, step: int) -> None: ...
 
 
 def describe(figures: Figures) -> str:

@@ -11,12 +11,14 @@ from collections.abc import Callable, Iterator, Mapping
 from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
-from time import perf_counter
+from time import perf_counter, sleep
 from typing import Any, ClassVar
 
 from ahkio.core import artifact, machine
 from ahkio.core.artifact import Artifact
 from ahkio.core.config import is_how, is_value, plain
+from ahkio.core.errors import UserError
+from ahkio.core.mesh import own_rank, world_size
 
 Facts = dict[str, Any]
 Inputs = Mapping["Stage", Artifact]
@@ -44,6 +46,11 @@ class Stage:
     def progress(self, draft: Path) -> str:
         """What an unfinished draft already holds, in a few words, for `plan`."""
         return ""
+
+    @property
+    def processes(self) -> int:
+        """How many processes have to run this together."""
+        return 1
 
     def fingerprint(self) -> str:
         text = json.dumps(identity(self), sort_keys=True, ensure_ascii=False)
@@ -122,12 +129,41 @@ def lineage(stage: Stage) -> list[Stage]:
     return list(ordered)
 
 
-def build(stage: Stage, store: Path, say: Callable[[str], None] = print) -> Artifact:
-    """The finished artifact of `stage` in `store`, with whatever is missing below it made first."""
+Say = Callable[[str], None]
+Launch = Callable[["Stage"], None]
+
+
+def build(stage: Stage, store: Path, say: Say = print, launch: Launch | None = None) -> Artifact:
+    """The finished artifact of `stage` in `store`, with whatever is missing below it made first.
+
+    A stage for several processes is made by those that a launcher started, each of which calls this; where none did,
+    `launch` is to start them. The other stages are made by the first process while the others wait.
+    """
     path = store / stage.name
     if artifact.is_done(path):
         return Artifact(path)
-    inputs = {needed: build(needed, store, say) for needed in inputs_of(stage)}
+    inputs = {needed: build(needed, store, say, launch) for needed in inputs_of(stage)}
+    started = world_size()
+    if stage.processes not in (1, started):
+        if started > 1:
+            raise UserError(
+                f"{stage.name} is for {stage.processes} processes, and {started} were started; start as many, or give "
+                "it another mesh."
+            )
+        if launch is None:
+            raise UserError(f"{stage.name} is for {stage.processes} processes: make it with `ahkio build` or torchrun.")
+        say(f"{stage.name}: started in {stage.processes} processes")
+        launch(stage)
+    elif own_rank() == 0:
+        _make(stage, path, inputs, say)
+    elif stage.processes > 1:
+        stage.run(artifact.draft_of(path), inputs)
+    while not artifact.is_done(path):  # the first process makes it, or is about to publish
+        sleep(0.1)
+    return Artifact(path)
+
+
+def _make(stage: Stage, path: Path, inputs: Inputs, say: Say) -> None:
     say(f"{stage.name}: started")
     began = perf_counter()
     with artifact.create(path, keep_draft=stage.RESUMES) as (draft, manifest), machine.peak_memory() as peak:
@@ -147,7 +183,6 @@ def build(stage: Stage, store: Path, say: Callable[[str], None] = print) -> Arti
             },
         }
     say(f"{stage.name}: done in {perf_counter() - began:.1f} s")
-    return Artifact(path)
 
 
 def knowledge(store: Path) -> Known:

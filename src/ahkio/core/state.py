@@ -1,44 +1,52 @@
 """Checkpoints: tensors as safetensors, the rest as JSON, written while the run goes on and published by one rename.
 
 step-00000100/
-  model.safetensors   the tensors
-  state.json          the step, the ledger, the run's identity, and the CRC-32 of every other file: written last
+  model.safetensors        the tensors; or of each rank rank-00000.safetensors ... with its parts of them
+  state.json               the step, the ledger, the run's identity, and the CRC-32 of every other file: written last
 
 A save copies the tensors into a buffer laid out as the file will be, and writes that past the page cache. Only what
-changes the tensors waits, and only for the copy. The file is read by torch.distributed.checkpoint's
-HuggingFaceStorageReader. Of sharded tensors each rank can write a file of its own, with the offsets of its parts as
-DCP_SHARDING_INFO in the header's `__metadata__`: the same reader makes of them what another layout asks for.
+changes the tensors waits, and only for the copy. The files are read by torch.distributed.checkpoint's
+HuggingFaceStorageReader: a rank's file has the offsets of its parts as DCP_SHARDING_INFO in the header's
+`__metadata__`, and the reader makes of them what another layout asks for. Ranks need a file system in common and talk
+through it alone: each leaves rank-00000.json beside its file, and the first, which sees them all, publishes.
 """
 
 import contextlib
 import errno
 import json
 import os
+import secrets
 import shutil
 import sys
 import threading
+import time
 import warnings
 import zlib
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.distributed.checkpoint import state_dict_loader
+from torch.distributed.checkpoint._hf_utils import CUSTOM_METADATA_KEY, SAVED_OFFSETS_KEY
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
+from torch.distributed.tensor import DTensor, Replicate
+from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
 from ahkio.core.artifact import write_json
 from ahkio.core.errors import UserError
+from ahkio.core.group import Group
 
 STATE = "state.json"
 TENSORS = "model.safetensors"
 DTYPES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16", torch.int64: "I64"}
 BLOCK = 4096  # bytes; a direct write begins and ends at multiples of it, in memory and in the file
 CHUNK = 16 << 20  # bytes written at a time
+PATIENCE = 1800  # seconds that the first rank waits for the others' files
 
 
 class Saver:
@@ -48,18 +56,28 @@ class Saver:
     save fails with, such as a full disk, rises from the next call of any method.
     """
 
-    def __init__(self, folder: Path, tensors: Mapping[str, Tensor], keep: int = 1) -> None:
-        self.folder, self.keep = folder, keep
+    def __init__(
+        self,
+        folder: Path,
+        tensors: Mapping[str, Tensor],
+        keep: int = 1,
+        keep_every: int = 0,
+        group: Group | None = None,
+    ) -> None:
+        """Keep the newest `keep` checkpoints, and those of every `keep_every` steps."""
+        self.folder, self.keep, self.keep_every = folder, keep, keep_every
+        self.ranks, self.rank = (group.mesh.devices, group.rank) if group else (1, 0)
+        self.attempt = f"-{group.gather(secrets.token_hex(4))[0]}" if group and self.ranks > 1 else ""
         self._copied = threading.Event()
         self._copied.set()
         self._worker = ThreadPoolExecutor(1, "checkpoint")
-        self._image = self._worker.submit(_Image, tensors)  # now, since fresh memory costs more than the copy
+        self._image = self._worker.submit(_Image, _pieces(tensors))  # now, since fresh memory costs more than the copy
         self._saved: Future[None] | None = None
 
     def save(self, step: int, state: dict[str, Any]) -> None:
         """Begin the checkpoint of `step`: the tensors as they are now, and `state`. Waits for the save before it.
 
-        Once it is published, all else in the folder but the newest `keep` checkpoints is deleted.
+        Once it is published, older ones that are not to be kept are deleted.
         """
         self.wait()
         self._copied.clear()
@@ -94,33 +112,95 @@ class Saver:
 
     def _publish(self, step: int, state: dict[str, Any], image: "_Image") -> None:
         final = self.folder / f"step-{step:08d}"
-        draft = self.folder / f"step-{step:08d}.tmp"
-        shutil.rmtree(draft, ignore_errors=True)
-        draft.mkdir(parents=True)
+        draft = self.folder / f"step-{step:08d}{self.attempt}.tmp"
+        if self.ranks == 1:
+            shutil.rmtree(draft, ignore_errors=True)
+        draft.mkdir(parents=True, exist_ok=True)
+        name = TENSORS if self.ranks == 1 else f"rank-{self.rank:05d}.safetensors"
         with ThreadPoolExecutor(1, initializer=_give_way) as other:
             checksum = other.submit(image.crc32)
-            write_direct(draft / TENSORS, image.blocks, image.size)
-        write_json(draft / STATE, state | {"step": step, "files": {TENSORS: checksum.result()}})
+            write_direct(draft / name, image.blocks, image.size)
+        files = {name: checksum.result()}
+        if self.ranks > 1:
+            write_json(_note(draft, self.rank), files)
+            if self.rank > 0:
+                return
+            files = self._all_files(draft)
+        write_json(draft / STATE, state | {"step": step, "files": files})
         _sync(draft)
         shutil.rmtree(final, ignore_errors=True)
         os.replace(draft, final)
         _sync(self.folder)
-        for old in set(self.folder.iterdir()) - set(checkpoints(self.folder)[-self.keep :]):
-            shutil.rmtree(old)
+        self._clear(step)
+
+    def _all_files(self, draft: Path) -> dict[str, int]:
+        """Every rank's file and its checksum, once all are there."""
+        files: dict[str, int] = {}
+        end = time.monotonic() + PATIENCE
+        for rank in range(self.ranks):
+            note = _note(draft, rank)
+            while not note.is_file():
+                if time.monotonic() > end:
+                    raise UserError(f"Rank {rank} has not written its part of {draft} within {PATIENCE} s.")
+                time.sleep(0.02)
+            files |= json.loads(note.read_text())
+            note.unlink()
+        return files
+
+    def _clear(self, step: int) -> None:
+        """Delete what is not to be kept up to `step`; what comes later may be in the making."""
+        done = checkpoints(self.folder)
+        kept = set(done[-self.keep :]) | {
+            path for path in done if self.keep_every and step_of(path) % self.keep_every == 0
+        }
+        for path in self.folder.glob("step-*"):
+            if path not in kept and step_of(path) <= step:
+                shutil.rmtree(path, ignore_errors=True)
+
+
+class _Piece(NamedTuple):
+    """What this rank saves of a tensor, and where in it that is."""
+
+    tensor: Tensor
+    offsets: tuple[int, ...]
+
+
+def _pieces(tensors: Mapping[str, Tensor]) -> dict[str, _Piece]:
+    """This rank's part of each tensor, but for those that another rank has too and saves."""
+    found = {}
+    for name, tensor in tensors.items():
+        if not isinstance(tensor, DTensor):
+            found[name] = _Piece(tensor, (0,) * tensor.ndim)
+            continue
+        place, local = tensor.device_mesh.get_coordinate(), tensor.to_local()
+        assert place is not None
+        copy = any(at and isinstance(kind, Replicate) for at, kind in zip(place, tensor.placements, strict=True))
+        if local.numel() and not copy:
+            offsets = compute_local_shape_and_global_offset(tensor.shape, tensor.device_mesh, tensor.placements)[1]
+            found[name] = _Piece(local, tuple(offsets))
+    return found
+
+
+def _note(draft: Path, rank: int) -> Path:
+    return draft / f"rank-{rank:05d}.json"
+
+
+def step_of(path: Path) -> int:
+    return int(path.name[5:13])
 
 
 class _Image:
-    """A safetensors file in memory: a header made once, and room for the values of `tensors`, filled at every save."""
+    """A safetensors file in memory: a header made once, and room for the values of `pieces`, filled at every save."""
 
-    def __init__(self, tensors: Mapping[str, Tensor]) -> None:
-        header = _header(tensors)
-        self.size = len(header) + sum(tensor.nbytes for tensor in tensors.values())
-        self.device = next(iter(tensors.values())).device
+    def __init__(self, pieces: Mapping[str, _Piece]) -> None:
+        header = _header(pieces)
+        self.tensors = tuple(piece.tensor for piece in pieces.values())
+        self.size = len(header) + sum(tensor.nbytes for tensor in self.tensors)
+        self.device = next((tensor.device for tensor in self.tensors), torch.device("cpu"))
         room = torch.empty(self.size + 2 * BLOCK, dtype=torch.uint8, pin_memory=self.device.type == "cuda")
         room = room[-room.data_ptr() % BLOCK :][: -(-self.size // BLOCK) * BLOCK].zero_()
         room[: len(header)] = torch.frombuffer(header, dtype=torch.uint8)
         self.blocks = room.numpy().data
-        self.tensors = tuple(tensors.values())
         self.places = room[len(header) : self.size].split([tensor.nbytes for tensor in self.tensors])
 
     def fill(self, ready: torch.cuda.Event | None) -> None:
@@ -141,10 +221,12 @@ class _Image:
         return zlib.crc32(self.blocks[: self.size])
 
 
-def _header(tensors: Mapping[str, Tensor]) -> bytearray:
+def _header(pieces: Mapping[str, _Piece]) -> bytearray:
     """The header of a safetensors file, filled up with spaces to whole blocks: its length in 8 bytes, then JSON."""
-    entries, at = {}, 0
-    for name, tensor in tensors.items():
+    where = {name: {SAVED_OFFSETS_KEY: piece.offsets} for name, piece in pieces.items()}
+    entries: dict[str, Any] = {"__metadata__": {CUSTOM_METADATA_KEY: json.dumps(where)}}
+    at = 0
+    for name, (tensor, _) in pieces.items():
         entries[name] = {
             "dtype": DTYPES[tensor.dtype],
             "shape": list(tensor.shape),
@@ -199,20 +281,35 @@ def _give_way() -> None:
         os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 19)
 
 
+def sizes(checkpoint: Path) -> dict[str, torch.Size]:
+    """The names and shapes of the whole tensors in a checkpoint."""
+    metadata = HuggingFaceStorageReader(str(checkpoint)).read_metadata().state_dict_metadata
+    return {name: torch.Size(entry.size) for name, entry in metadata.items()}  # type: ignore[union-attr]
+
+
 def checkpoints(folder: Path) -> list[Path]:
     """The finished checkpoints under `folder`, oldest first. A draft, however far it got, is none."""
     return sorted(path for path in folder.glob("step-*") if path.suffix != ".tmp" and (path / STATE).is_file())
 
 
-def read_state(checkpoint: Path) -> dict[str, Any]:
-    """What was saved beside the tensors. Raises when it or any file of the checkpoint is damaged."""
+def read_state(checkpoint: Path, group: Group | None = None) -> dict[str, Any]:
+    """What was saved beside the tensors. Raises, on all ranks of `group`, when it or any file is damaged.
+
+    Each rank reads its share of the files for that.
+    """
+    rank, ranks = (group.rank, group.mesh.devices) if group else (0, 1)
+    state: dict[str, Any] = {}
+    trouble = ""
     try:
-        state: dict[str, Any] = json.loads((checkpoint / STATE).read_text())
-        damaged = [name for name, checksum in state["files"].items() if crc32(checkpoint / name) != checksum]
+        state = json.loads((checkpoint / STATE).read_text())
+        for name, checksum in sorted(state["files"].items())[rank::ranks]:
+            if crc32(checkpoint / name) != checksum:
+                trouble = f"is damaged: {name} has another checksum"
     except (OSError, ValueError, KeyError) as error:
-        raise UserError(f"The checkpoint {checkpoint} is torn ({error}); {_ADVICE}") from error
-    if damaged:
-        raise UserError(f"The checkpoint {checkpoint} is damaged: {damaged[0]} has another checksum; {_ADVICE}")
+        trouble = f"is torn ({error})"
+    troubles = [one for one in group.gather(trouble) if one] if group else [trouble] * bool(trouble)
+    if troubles:
+        raise UserError(f"The checkpoint {checkpoint} {troubles[0]}; {_ADVICE}")
     return state
 
 

@@ -16,11 +16,13 @@ batch's lengths.
 
 import inspect
 import itertools
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.tensor import DTensor, Partial, Replicate, Shard
 from torch.nn.attention.varlen import varlen_attn
 
 from ahkio.model import native
@@ -42,11 +44,7 @@ def attend_documents(
         return y_NHE
     q_NHE, k_NKE = rotate(q_NHE, rope_2NP), rotate(k_NKE, rope_2NP)
     if q_NHE.dtype in (torch.bfloat16, torch.float16):
-        groups: dict[str, Any] = {"enable_gqa": True} if VARLEN_GROUPS else {}
-        k, v = (x if VARLEN_GROUPS else _repeated(x, q_NHE.shape[1]) for x in (k_NKE, v_NKE))
-        y = varlen_attn(q_NHE, k, v, bounds, bounds, longest, longest, window_size=(-1, 0), **groups)
-        assert isinstance(y, Tensor)
-        return y
+        return _varlen(q_NHE, k_NKE, v_NKE, bounds, bounds, longest)
     pieces = [
         F.scaled_dot_product_attention(_heads(q), _heads(k), _heads(v), is_causal=True, enable_gqa=True)
         for q, k, v in zip(*(x.split(bounds.diff().tolist()) for x in (q_NHE, k_NKE, v_NKE)), strict=True)
@@ -54,11 +52,56 @@ def attend_documents(
     return torch.cat([piece[0].transpose(0, 1) for piece in pieces])
 
 
+class Seen(NamedTuple):
+    """Where each rank has a part of the tokens (context parallelism): what the stretches of its own may look at.
+
+    A stretch lies in one document and looks at that document from its start to the stretch's own last token.
+    """
+
+    ranks: DeviceMesh
+    places: Tensor  # int64: of what each stretch sees, where it is among all ranks' tokens laid end to end
+    bounds: Tensor  # int32 (stretches + 1): what of `places` belongs to each
+
+
+def attend_gathered(
+    q_NHE: Tensor, k_NKE: Tensor, v_NKE: Tensor, rope_2NP: Tensor, bounds: Tensor, longest: int, seen: Seen
+) -> Tensor:
+    """attend_documents where the tokens are some of all: keys and values are gathered from all ranks, as in Llama 3.
+
+    bounds: of this rank's stretches. longest: at least the longest document's length.
+    """
+    q_NHE = rotate(q_NHE, rope_2NP)
+    k_SKE, v_SKE = (_gathered(x, seen.ranks)[seen.places] for x in (rotate(k_NKE, rope_2NP), v_NKE))
+    if q_NHE.device.type == "cuda" and q_NHE.dtype in (torch.bfloat16, torch.float16):
+        return _varlen(q_NHE, k_SKE, v_SKE, bounds, seen.bounds, longest)
+    pieces = []
+    for (a, b), (first, last) in zip(_spans(bounds), _spans(seen.bounds), strict=True):
+        q, k, v = _heads(q_NHE[a:b]), _heads(k_SKE[first:last]), _heads(v_SKE[first:last])
+        mask = torch.ones(b - a, last - first, dtype=torch.bool, device=q.device).tril(last - first - (b - a))
+        pieces.append(F.scaled_dot_product_attention(q, k, v, mask, enable_gqa=True)[0].transpose(0, 1))
+    return torch.cat(pieces)
+
+
+def _gathered(x_NKE: Tensor, ranks: DeviceMesh) -> Tensor:
+    """All ranks' rows; backward each gets the sum of what all have for its own."""
+    whole = DTensor.from_local(x_NKE, ranks, [Shard(0)]).redistribute(placements=[Replicate()])
+    return whole.to_local(grad_placements=[Partial()])
+
+
 def rotate(x_NHE: Tensor, rope_2NP: Tensor) -> Tensor:
     """Turn each pair of dimensions by its angle. Hugging Face keeps a pair's halves E/2 apart, so they turn there."""
     a, b = x_NHE.float().chunk(2, -1)
     cos, sin = rope_2NP[..., None, :]
     return torch.cat((a * cos - b * sin, b * cos + a * sin), -1).type_as(x_NHE)
+
+
+def _varlen(q_NHE: Tensor, k_SKE: Tensor, v_SKE: Tensor, q_bounds: Tensor, k_bounds: Tensor, longest: int) -> Tensor:
+    """The last query of each stretch sees the last of its keys."""
+    groups: dict[str, Any] = {"enable_gqa": True} if VARLEN_GROUPS else {}
+    k, v = (x if VARLEN_GROUPS else _repeated(x, q_NHE.shape[1]) for x in (k_SKE, v_SKE))
+    y = varlen_attn(q_NHE, k, v, q_bounds, k_bounds, longest, longest, window_size=(-1, 0), **groups)
+    assert isinstance(y, Tensor)
+    return y
 
 
 def _heads(x_THE: Tensor) -> Tensor:

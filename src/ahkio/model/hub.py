@@ -3,7 +3,7 @@
 import json
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -11,10 +11,12 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from ahkio.core import state
 from ahkio.core.artifact import write_json
 from ahkio.core.errors import UserError
+from ahkio.core.group import Group
 from ahkio.model.llama import Llama
-from ahkio.model.shape import LlamaConfig, config_to_hf, read_config
+from ahkio.model.shape import LlamaConfig, Recompute, config_to_hf, read_config
 
 INDEX = "model.safetensors.index.json"
 SHARD_BYTES = 5 << 30  # the hub's own advice
@@ -34,7 +36,7 @@ def load_model(
     dtype: torch.dtype = torch.float32,
     device: str = "cpu",
     compute: torch.dtype | None = None,
-    recompute: bool = False,
+    recompute: Recompute = "none",
 ) -> Llama:
     """The Llama in `folder`, its weights in `dtype`, computing in `compute` (else as its weights), in evaluation mode.
 
@@ -95,6 +97,25 @@ def save_model(model: Llama, folder: Path, dtype: torch.dtype, bos: int | None =
     write_config(model.config, folder, dtype, bos, eos)
 
 
+def write_shards(
+    checkpoint: Path, config: LlamaConfig, folder: Path, group: Group, shard_bytes: int = SHARD_BYTES
+) -> None:
+    """Write the weights of a checkpoint in fp32 as save_model does, the files on the ranks of `group` in turn.
+
+    No rank holds more than one file's tensors.
+    """
+    with torch.device("meta"):
+        named = {hf_name(name, Llama.HF_NAMES): (name, weight) for name, weight in Llama(config).named_parameters()}
+    shards = sharded({theirs: weight for theirs, (_, weight) in named.items()}, shard_bytes)
+    for file, names in list(shards.items())[group.rank :: group.mesh.devices]:
+        tensors = {theirs: torch.empty(named[theirs][1].shape) for theirs in names}
+        state.load(checkpoint, {f"weight.{named[theirs][0]}": tensor for theirs, tensor in tensors.items()})
+        _save(tensors, folder / file)
+    if group.first:
+        write_index(shards, {theirs: weight for theirs, (_, weight) in named.items()}, folder)
+        write_config(config, folder, torch.float32)
+
+
 def write_config(
     config: LlamaConfig, folder: Path, dtype: torch.dtype, bos: int | None = None, eos: int | None = None
 ) -> None:
@@ -106,20 +127,33 @@ def write_config(
 
 def save_tensors(tensors: Mapping[str, Tensor], folder: Path, shard_bytes: int = SHARD_BYTES) -> None:
     """Write `tensors` as model.safetensors, or as several files of at most `shard_bytes` and their index."""
-    shards: list[dict[str, Tensor]] = [{}]
+    shards = sharded(tensors, shard_bytes)
+    for file, names in shards.items():
+        _save({name: tensors[name] for name in names}, folder / file)
+    write_index(shards, tensors, folder)
+
+
+def sharded(tensors: Mapping[str, Tensor], shard_bytes: int) -> dict[str, list[str]]:
+    """Which tensors go into which file of at most `shard_bytes`."""
+    shards: list[list[str]] = [[]]
+    size = 0
     for name, tensor in tensors.items():
-        if shards[-1] and sum(t.nbytes for t in shards[-1].values()) + tensor.nbytes > shard_bytes:
-            shards.append({})
-        shards[-1][name] = tensor
+        if shards[-1] and size + tensor.nbytes > shard_bytes:
+            shards.append([])
+            size = 0
+        shards[-1].append(name)
+        size += tensor.nbytes
     if len(shards) == 1:
-        _save(shards[0], folder / "model.safetensors")
-        return
-    names = [f"model-{i:05d}-of-{len(shards):05d}.safetensors" for i in range(1, len(shards) + 1)]
-    for name, shard in zip(names, shards, strict=True):
-        _save(shard, folder / name)
-    places = {key: name for name, shard in zip(names, shards, strict=True) for key in shard}
-    total = sum(tensor.nbytes for tensor in tensors.values())
-    write_json(folder / INDEX, {"metadata": {"total_size": total}, "weight_map": places})
+        return {"model.safetensors": shards[0]}
+    return {f"model-{i:05d}-of-{len(shards):05d}.safetensors": names for i, names in enumerate(shards, 1)}
+
+
+def write_index(shards: Mapping[str, Sequence[str]], tensors: Mapping[str, Tensor], folder: Path) -> None:
+    """Say which file holds what, where there are several."""
+    if len(shards) > 1:
+        places = {name: file for file, names in shards.items() for name in names}
+        total = sum(tensor.nbytes for tensor in tensors.values())
+        write_json(folder / INDEX, {"metadata": {"total_size": total}, "weight_map": places})
 
 
 def _save(tensors: dict[str, Tensor], path: Path) -> None:

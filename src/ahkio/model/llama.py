@@ -6,16 +6,24 @@ fp32 and no second copy to keep in step.
 """
 
 import math
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
+from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
-from ahkio.model.attention import attend_documents
+from ahkio.model.attention import Seen, attend_documents, attend_gathered
 from ahkio.model.operators import gated, rms_norm
-from ahkio.model.shape import LlamaConfig
+from ahkio.model.shape import LlamaConfig, Recompute
+
+DEAR = {
+    torch.ops.aten.mm.default,
+    torch.ops.aten.addmm.default,
+    torch.ops.ahkio.document_attention.default,
+    torch.ops.aten._scaled_dot_product_flash_attention.default,
+    torch.ops.aten._flash_attention_forward.default,
+}
 
 
 class Linear(nn.Linear):
@@ -47,11 +55,14 @@ class Attention(nn.Module):
         self.v = Linear(c.width, c.kv_heads * c.head_width)
         self.o = Linear(c.heads * c.head_width, c.width)
 
-    def forward(self, x_BTD: Tensor, rope: Tensor, bounds: Tensor, longest: int) -> Tensor:
+    def forward(self, x_BTD: Tensor, rope: Tensor, bounds: Tensor, longest: int, seen: Seen | None = None) -> Tensor:
         x_ND = x_BTD.flatten(0, 1)
         q, k, v = (project(x_ND).unflatten(-1, (-1, self.head_width)) for project in (self.q, self.k, self.v))
-        y_NHE = attend_documents(q, k, v, rope.flatten(1, 2), bounds, longest)
-        return self.o(y_NHE.flatten(1)).view_as(x_BTD)
+        if seen is None:
+            y_NHE = attend_documents(q, k, v, rope.flatten(1, 2), bounds, longest)
+        else:
+            y_NHE = attend_gathered(q, k, v, rope.flatten(1, 2), bounds, longest, seen)
+        return self.o(y_NHE.view(*x_BTD.shape[:2], -1))
 
 
 class MLP(nn.Module):
@@ -73,8 +84,10 @@ class Block(nn.Module):
         self.mlp_norm = Norm(c.width, c.norm_eps)
         self.mlp = MLP(c)
 
-    def forward(self, x_BTD: Tensor, rope: Tensor, bounds: Tensor, longest: int) -> Tensor:
-        x_BTD = x_BTD + self.attention(self.attention_norm(x_BTD), rope, bounds, longest)
+    def forward(self, x_BTD: Tensor, rope: Tensor, bounds: Tensor, longest: int, seen: Seen | None = None) -> Tensor:
+        x_BTD = x_BTD + self.attention(
+            self.attention_norm(x_BTD), rope=rope, bounds=bounds, longest=longest, seen=seen
+        )
         return x_BTD + self.mlp(self.mlp_norm(x_BTD))
 
 
@@ -82,7 +95,7 @@ class Llama(nn.Module):
     """The decoder. It says of itself to the generic tools what Hugging Face calls its parts.
 
     compute: dtype of the activations; the parameters may be wider.
-    recompute: keep only each block's input for the backward pass and compute the rest again (activation checkpointing).
+    recompute: what the backward pass computes again instead of keeping it (activation checkpointing).
     """
 
     HF_NAMES: ClassVar[dict[str, str]] = {
@@ -95,7 +108,22 @@ class Llama(nn.Module):
         "head.weight": "lm_head.weight",
     }
 
-    def __init__(self, c: LlamaConfig, compute: torch.dtype = torch.float32, recompute: bool = False):
+    SPLIT: ClassVar[dict[str, str]] = {  # what tensor parallelism makes of each part; the styles are in parallel.py
+        "embed": "vocabulary",
+        "blocks.*.attention_norm": "sequence",
+        "blocks.*.attention": "gather",
+        "blocks.*.attention.[qkv]": "columns",
+        "blocks.*.attention.o": "rows",
+        "blocks.*.mlp_norm": "sequence",
+        "blocks.*.mlp": "gather",
+        "blocks.*.mlp.gate": "columns",
+        "blocks.*.mlp.up": "columns",
+        "blocks.*.mlp.down": "rows",
+        "norm": "last",
+        "head": "columns",
+    }
+
+    def __init__(self, c: LlamaConfig, compute: torch.dtype = torch.float32, recompute: Recompute = "none"):
         super().__init__()
         self.config, self.compute, self.recompute = c, compute, recompute
         self.embed = nn.Embedding(c.vocab, c.width)
@@ -108,23 +136,42 @@ class Llama(nn.Module):
         """The output projection (V, D): the embedding itself where the model ties them."""
         return self.embed.weight if self.head is None else self.head.weight
 
-    def forward(self, ids_BT: Tensor, positions_BT: Tensor, bounds: Tensor, longest: int) -> Tensor:
+    def forward(
+        self, ids_BT: Tensor, positions_BT: Tensor, bounds: Tensor, longest: int, seen: Seen | None = None
+    ) -> Tensor:
         """Hidden states (B, T, D) after the last norm.
 
         bounds: int32, where each document begins in the B*T tokens laid end to end, and last their end; no document
-        sees another. longest: at least the longest document's length.
+        sees another. longest: at least the longest document's length. seen: where these tokens are a part of all.
         """
-        x_BTD, rope = self.embed(ids_BT).to(self.compute), angles(positions_BT, self.config)
+        rope, x_BTD = angles(positions_BT, self.config), self.embed(ids_BT).to(self.compute)
         for block in self.blocks:
-            if self.recompute and torch.is_grad_enabled():
-                x_BTD = checkpoint(block, x_BTD, rope, bounds, longest, use_reentrant=False)
-            else:
-                x_BTD = block(x_BTD, rope, bounds, longest)
+            x_BTD = through(block, self.recompute, x_BTD, rope, bounds, longest, seen)
         return self.norm(x_BTD)
 
     def logits(self, x: Tensor) -> Tensor:
         """fp32 logits (..., V) of hidden states (..., D)."""
         return F.linear(x, self.head_weight.to(x.dtype)).float()
+
+
+def through(block: nn.Module, recompute: Recompute, *inputs: Any) -> Tensor:
+    """What `block` makes of its inputs, keeping for the backward pass what `recompute` says."""
+    if recompute == "none" or not torch.is_grad_enabled():
+        y: Tensor = block(*inputs)
+    elif recompute == "block":
+        y = checkpoint(block, *inputs, use_reentrant=False)
+    else:
+        y = checkpoint(block, *inputs, use_reentrant=False, context_fn=_keep_dear)
+    return y
+
+
+def _keep_dear() -> Any:
+    """Keep what is dear to compute, the results of products and of attention, and compute what lies between again."""
+    return create_selective_checkpoint_contexts(_policy)
+
+
+def _policy(_context: Any, operator: Any, *_: Any, **__: Any) -> CheckpointPolicy:
+    return CheckpointPolicy.MUST_SAVE if operator in DEAR else CheckpointPolicy.PREFER_RECOMPUTE
 
 
 def random_model(c: LlamaConfig, seed: int, std: float = 0.02) -> Llama:

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
+from torch.nn import Parameter
 
 from ahkio.core.machine import cpu_flags
 
@@ -26,8 +27,9 @@ WIDTH = 32  # what the kernels work on is a multiple of this many numbers wide
 
 
 def ready(x: Tensor) -> bool:
-    """Whether the kernels are here and know the device, dtype and width of `x`. torch.compile makes its own."""
-    if x.device.type != "cpu" or torch.compiler.is_compiling():
+    """Whether the kernels are here and know the device, dtype and width of `x`, a plain tensor. torch.compile makes
+    its own."""
+    if type(x) not in (Tensor, Parameter) or x.device.type != "cpu" or torch.compiler.is_compiling():
         return False
     known = x.dtype in (torch.float32, torch.bfloat16) and x.shape[-1] % WIDTH == 0
     return known and library() is not None

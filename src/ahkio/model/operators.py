@@ -11,8 +11,8 @@ from ahkio.model import native
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """RMSNorm over the last dimension (Zhang & Sennrich 2019), computed in fp32, in the dtype of `x`."""
-    if native.ready(x) and weight.dtype == torch.float32:
-        return _Norm.apply(x, weight, eps)
+    if native.ready(x):
+        return _Norm.apply(x, weight.float(), eps)
     return F.rms_norm(x.float(), weight.shape, weight.float(), eps).type_as(x)
 
 

@@ -3,9 +3,11 @@
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from ahkio.core.errors import UserError
+
+Recompute = Literal["none", "block", "selective"]  # nothing; all but each block's input; what is cheap to compute
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -119,6 +119,69 @@ class Batches:
         )
 
 
+def cut(batch: Batch, micro_rows: int, rank: int, ranks: int) -> list[Batch]:
+    """The part of `rank` of a batch, at most `micro_rows` rows at a time."""
+    B, T = batch.ids_BT.shape
+    part = B // ranks
+    ends = np.cumsum(batch.lengths)
+    pieces = []
+    for first in range(rank * part, (rank + 1) * part, micro_rows):
+        rows = slice(first, min(first + micro_rows, (rank + 1) * part))
+        inside = (ends > rows.start * T) & (ends <= rows.stop * T)
+        columns = (batch.ids_BT, batch.labels_BT, batch.positions_BT)
+        whole = (batch.sources, batch.rows, batch.documents)
+        pieces.append(Batch(*(c[rows] for c in columns), batch.lengths[inside], *(w[rows] for w in whole)))
+    return pieces
+
+
+class Stretches(NamedTuple):
+    """One rank's part of the tokens of each row of a batch (context parallelism), B rows of T / ranks tokens.
+
+    A stretch is what one document has in one of the rank's chunks of the row. It sees its document from the start up to
+    the stretch's own last token, wherever the ranks have those.
+    """
+
+    ids_BT: NDArray[np.int64]
+    labels_BT: NDArray[np.int64]
+    positions_BT: NDArray[np.int64]
+    lengths: NDArray[np.int32]  # of each stretch; end to end they are the rank's tokens
+    places: NDArray[np.int64] | None  # of what each stretch sees, its place among all ranks' tokens end to end
+    seen_lengths: NDArray[np.int32] | None  # how much of `places` each stretch has
+
+
+def stretches_of(batch: Batch, rank: int, ranks: int) -> Stretches:
+    """The part of `rank`: of 2 x ranks equal chunks of each row one from the front and its like from the back, so that
+    all have as much to attend to."""
+    B, T = batch.ids_BT.shape
+    if T % (2 * ranks):
+        raise UserError(
+            f"Rows of {T} tokens can't be cut into 2 chunks for each of {ranks} context ranks; choose others."
+        )
+    chunk = T // (2 * ranks)
+    times_RT = np.stack([_times(one, ranks, chunk) for one in range(ranks)])
+    place_BT = np.empty((B, T), np.int64)
+    for one, times in enumerate(times_RT):
+        place_BT[:, times] = (one * B + np.arange(B)[:, None]) * len(times) + np.arange(len(times))
+    own, ends = times_RT[rank], np.cumsum(batch.lengths)
+    edges = np.union1d(ends, np.arange(0, B * T + 1, chunk))  # of documents and of chunks, over the flattened rows
+    starts, stops = edges[:-1], edges[1:]
+    mine = np.isin(starts % T // chunk, own[::chunk] // chunk)
+    starts, stops = starts[mine], stops[mine]
+    order = np.argsort(starts, kind="stable")  # rows in order, and in each the front chunk before the back one
+    starts, stops = starts[order], stops[order]
+    document_starts = (ends - batch.lengths)[np.searchsorted(ends, starts, "right")]
+    seen = [place_BT.reshape(-1)[first:stop] for first, stop in zip(document_starts, stops, strict=True)]
+    return Stretches(
+        batch.ids_BT[:, own], batch.labels_BT[:, own], batch.positions_BT[:, own], (stops - starts).astype(np.int32),
+        np.concatenate(seen), (stops - document_starts).astype(np.int32),
+    )  # fmt: skip
+
+
+def _times(rank: int, ranks: int, chunk: int) -> NDArray[np.int64]:
+    """Where in a row the tokens of `rank` are."""
+    return np.concatenate([np.arange(one * chunk, (one + 1) * chunk) for one in (rank, 2 * ranks - 1 - rank)])
+
+
 def _positions(lengths: NDArray[np.int64]) -> NDArray[np.int64]:
     """0, 1, 2, ... in each of the segments of these lengths, end to end."""
     steps = np.ones(lengths.sum(), np.int64)
@@ -156,13 +219,14 @@ def merged(ledgers: Iterable[Mapping[str, Mapping[str, float]]], plan: Plan) -> 
     return {name: sums | {"epochs": sums["rows"] / plan.available[name]} for name, sums in total.items()}
 
 
-def audit(ledger: Ledger, plan: Plan, rows: int) -> None:
-    """Refuse a ledger that doesn't hold just what `plan` gives in its first `rows` rows."""
-    planned = plan.counts(rows)
-    for name in dict.fromkeys([*planned, *ledger]):
-        due, read = planned.get(name, 0), int(ledger.get(name, {}).get("rows", 0))
+def audit(ledger: Ledger, plan: Plan, rows: Sequence[range]) -> None:
+    """Refuse a ledger that doesn't hold just what `plan` gives in these rows of the run, which lie in order."""
+    total = sum(map(len, rows))
+    for name in dict.fromkeys([*plan.mix.sources, *ledger]):
+        due = sum(plan.counts(span.stop).get(name, 0) - plan.counts(span.start).get(name, 0) for span in rows if span)
+        read = int(ledger.get(name, {}).get("rows", 0))
         if read != due:
             raise UserError(
-                f"After {rows:,} rows of the run, {read:,} rows of source {name!r} were read and the plan has {due:,}; "
-                "this is not the same run: go on with its own recipe, or start a new one."
+                f"After {total:,} rows of the run, {read:,} rows of source {name!r} were read and the plan has "
+                f"{due:,}; this is not the same run: go on with its own recipe, or start a new one."
             )

@@ -1,12 +1,15 @@
 """Held-out text as the model is asked about it: ids to score, and the bytes they stand for."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from ahkio.core.errors import UserError
+from ahkio.tokens.batches import IGNORE, Batch, Rows
 from ahkio.tokens.shards import TokenStore
 from ahkio.tokens.tokens import Tokens
 
@@ -38,6 +41,46 @@ def read_texts(folder: Path, facts: dict[str, Any], documents: int) -> Texts:
     numbers = range(min(documents or store.documents, store.documents))
     ids = [text_ids(store.document(number).tolist(), facts["bos"], facts["eos"]) for number in numbers]
     return Texts(ids, [store.document_bytes(number) for number in numbers])
+
+
+def steps_of(texts: Texts, context: int, rows: Rows) -> Iterator[Batch]:
+    """The texts in batches of a training step's shape, each token but the first of a document a label once.
+
+    A document longer than `context` tokens, or than a row, is read in windows that do not overlap, as in
+    model/score.py. Rows are filled up with a stretch that nothing is asked about.
+    """
+    longest = min(context, rows.length)
+    windows = [ids[at : at + longest + 1] for ids in texts.ids for at in range(0, len(ids) - 1, longest)]
+    packed: list[list[list[int]]] = [[]]
+    room = rows.length
+    for window in windows:
+        if len(window) - 1 > room:
+            packed.append([])
+            room = rows.length
+        packed[-1].append(window)
+        room -= len(window) - 1
+    packed += [[]] * (-len(packed) % rows.per_step)
+    for at in range(0, len(packed), rows.per_step):
+        yield _batch(packed[at : at + rows.per_step], rows.length)
+
+
+def _batch(packed: list[list[list[int]]], length: int) -> Batch:
+    ids_BT = np.zeros((len(packed), length), np.int64)
+    labels_BT = np.full_like(ids_BT, IGNORE)
+    positions_BT = np.zeros_like(ids_BT)
+    lengths: list[int] = []
+    for b, windows in enumerate(packed):
+        sizes = [len(window) - 1 for window in windows]
+        sizes += [length - sum(sizes)] * (sum(sizes) < length)
+        lengths += sizes
+        for window, end in zip(windows, np.cumsum(sizes), strict=False):
+            span = slice(end - len(window) + 1, end)
+            ids_BT[b, span], labels_BT[b, span] = window[:-1], window[1:]
+        positions_BT[b] = np.concatenate([np.arange(size) for size in sizes])
+    count = len(packed)
+    return Batch(
+        ids_BT, labels_BT, positions_BT, np.array(lengths, np.int32), ("",) * count, (0,) * count, (0,) * count
+    )
 
 
 def text_ids(document: list[int], bos: int | None, eos: int) -> list[int]:

@@ -1,32 +1,45 @@
 """The training loop: the one for everything that is learnt."""
 
+import itertools
+import json
+import math
 import shutil
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from time import perf_counter
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
+from torch import Tensor
 from torch.optim import Optimizer
 
 from ahkio.core import machine, state
 from ahkio.core.artifact import sha256
 from ahkio.core.errors import UserError
+from ahkio.core.group import Group, joined
 from ahkio.core.log import Log, open_log
+from ahkio.core.mesh import AXES
 from ahkio.core.stage import Facts, Inputs, identity
-from ahkio.core.stop import asked_to_stop
+from ahkio.core.stop import Paused, asked_to_stop
 from ahkio.model import native
-from ahkio.model.hub import load_model, save_model
+from ahkio.model.hub import load_model, save_model, write_shards
 from ahkio.model.llama import Llama
-from ahkio.tokens.batches import Batch, Batches, Ledger, add, audit, open_batches
+from ahkio.model.parallel import How, open_parts
+from ahkio.model.shape import read_config
+from ahkio.tokens.batches import Batch, Batches, Ledger, add, audit, merged, open_batches
 from ahkio.tokens.heldout import Texts, read_texts
+from ahkio.train.engine import Engine
 from ahkio.train.measure import measure
 from ahkio.train.optimizer import set_step, state_tensors
-from ahkio.train.step import train_step
+from ahkio.train.peek import peek_rows
+from ahkio.train.spikes import Measured
+from ahkio.train.step import Step, train_step
 
 if TYPE_CHECKING:
     from ahkio.train.train import Train
+
+Stop = Callable[[], type[KeyboardInterrupt] | None]
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 MFU_FORMULA = "tokens/s x (6 x weights in products + 6 x layers x heads x head width x row length, causal) / peak"
@@ -38,38 +51,63 @@ class Progress:
 
     step: int = 0  # steps finished
     ledger: Ledger = field(default_factory=dict)
+    read: Ledger = field(default_factory=dict)  # by this rank since the ledger was last brought up to date
     bits_per_byte: dict[str, list[tuple[int, float]]] = field(default_factory=dict)  # set: (steps finished, value)
     losses: tuple[float, float] = (0.0, 0.0)  # of the first and of the last step
+    recent: list[Measured] = field(default_factory=list)  # of the last steps
+    skipped: list[dict[str, Any]] = field(default_factory=list)  # {"step", "loss", "grad_norm", "back_to"}
     seconds: float = 0.0  # in steps, not in measuring or saving
     restarts: int = 0
 
 
+class Running(NamedTuple):
+    """A run at work: what its steps need."""
+
+    run: "Train"
+    out: Path
+    engine: Engine
+    optimizer: Optimizer
+    batches: Batches
+    sets: Mapping[str, Texts]
+    log: Log
+    saver: state.Saver
+
+
 def train(run: "Train", out: Path, inputs: Inputs) -> Facts:
     device = machine.kind() if run.device == "auto" else run.device
-    batches = open_batches(run.mix, {stage: made.path for stage, made in inputs.items()}, run.rows, run.total_rows)
-    sets = {
-        held.name: read_texts(inputs[held.tokens].path, inputs[held.tokens].facts, run.heldout_documents)
-        for held in run.heldout
-    }
-    model = load_model(inputs[run.start].path, device=device, compute=DTYPES[run.precision], recompute=run.recompute)
-    check_tokens(run, inputs, model.config.vocab)
-    optimizer = run.optimizer.build(model)
-    progress = resume(run, out, model, optimizer, batches)
-    if run.compile:
-        for block in model.blocks:
+    with joined(run.mesh, device, run.patience) as group:
+        batches = open_batches(run.mix, {stage: made.path for stage, made in inputs.items()}, run.rows, run.total_rows)
+        sets = {
+            held.name: read_texts(inputs[held.tokens].path, inputs[held.tokens].facts, run.heldout_documents)
+            for held in run.heldout
+        }
+        with asked_to_stop(60 * run.time_limit) as stop:
+            engine = open_engine(run, inputs[run.start].path, group)
+            check_tokens(run, inputs, engine.config.vocab)
+            optimizer = run.optimizer.build(*engine.models)
+            progress = resume(run, out, engine, optimizer, batches)
+            with (
+                open_log(out, run.steps, "train", group.first) as log,
+                open_saver(run, out, engine, optimizer) as saver,
+            ):
+                log.truncate_after(progress.step - 1)
+                take_steps(Running(run, out, engine, optimizer, batches, sets, log, saver), progress, stop)
+        audit(progress.ledger, batches.plan, batches_read(run, progress))
+        write_model(out, engine)
+        return facts_of(run, engine, progress)
+
+
+def open_engine(run: "Train", start: Path, group: Group) -> Engine:
+    """The model to start from, laid over the mesh; on one device as it is."""
+    compute = DTYPES[run.precision]
+    if group.devices is None:
+        model = load_model(start, device=str(group.device), compute=compute, recompute=run.recompute)
+        for block in model.blocks if run.compile else ():
             block.compile()
-    with (
-        open_log(out, run.steps, "train") as log,
-        asked_to_stop() as stop,
-        open_saver(out, model, optimizer) as saver,
-    ):
-        log.truncate_after(progress.step - 1)
-        if progress.step == 0:
-            note_bits(run, progress, model, sets, log)
-        take_steps(run, model, optimizer, batches, progress, sets, log, stop, saver)
-    audit(progress.ledger, batches.plan, run.total_rows)
-    save_model(model, out_folder(out), torch.float32)
-    return facts_of(run, model, progress, device)
+        return Engine([model], run.objective, group)
+    how = How(compute, run.recompute, run.compile, run.offload)
+    parts = open_parts(start, read_config(start), group, how, run.parts_per_rank)
+    return Engine(parts, run.objective, group, replace(run.rows, per_step=run.micro_rows))
 
 
 def check_tokens(run: "Train", inputs: Inputs, vocab: int) -> None:
@@ -87,90 +125,188 @@ def check_tokens(run: "Train", inputs: Inputs, vocab: int) -> None:
             )
 
 
-def take_steps(
-    run: "Train",
-    model: Llama,
-    optimizer: Optimizer,
-    batches: Batches,
-    progress: Progress,
-    sets: Mapping[str, Texts],
-    log: Log,
-    stop: Any,
-    saver: state.Saver,
-) -> None:
+def take_steps(at: Running, progress: Progress, stop: Stop) -> None:
     """From where the run is to its end; `progress` is kept up with it."""
-    flops = model.config.flops_per_token(run.rows.length)
-    peak = peak_of(run, model.embed.weight.device.type)[0]
-    for step in range(progress.step, run.steps):
-        began = perf_counter()
-        micro = list(batches.micro(step, run.micro_batch or run.rows.per_step))
-        lr = run.schedule.lr(step, run.steps)
-        loss, norm = train_step(model, optimizer, run.objective, micro, lr, run.optimizer.clip)
-        seconds = perf_counter() - began
-        note_step(progress, step, loss, seconds, micro, batches)
-        rate = run.rows.per_step * run.rows.length / seconds
-        log.step(step, loss=loss, lr=lr, grad_norm=norm, tokens_per_second=rate, mfu=rate * flops / peak,
-                 tokens=(step + 1) * run.rows.per_step * run.rows.length)  # fmt: skip
-        if due(step, run.measure_every, run.steps):
-            note_bits(run, progress, model, sets, log)
-        stopping = stop()
-        if due(step, run.save_every, run.steps) or stopping:
-            saver.save(progress.step, asdict(progress) | {"run": identity(run)})
+    run, group = at.run, at.engine.group
+    catch_up(at, progress)
+    while progress.step < run.steps:
+        if progress.step in {one["step"] for one in progress.skipped}:
+            progress.step += 1
+        elif not (step := take_step(at, progress)).taken:
+            go_back(at, progress, step)
+            continue
+        if due(progress.step, run.measure_every, run.steps):
+            note_bits(at, progress)
+        stopping = agreed(stop, group)
+        if due(progress.step, run.save_every, run.steps) or stopping:
+            save(at, progress)
         if stopping:
-            raise KeyboardInterrupt
+            raise stopping
 
 
-def due(step: int, every: int, steps: int) -> bool:
-    """Whether something done every so many steps, and after the last, is to be done after `step`."""
-    return step + 1 == steps or (every > 0 and (step + 1) % every == 0)
+def catch_up(at: Running, progress: Progress) -> None:
+    """Measure what was due when the run last stopped."""
+    if due(progress.step, at.run.measure_every, at.run.steps) or progress.step == 0:
+        measured = max((points[-1][0] for points in progress.bits_per_byte.values()), default=-1)
+        if measured < progress.step:
+            note_bits(at, progress)
 
 
-def note_step(progress: Progress, step: int, loss: float, seconds: float, micro: list[Batch], batches: Batches) -> None:
-    for batch in micro:
-        progress.ledger = add(progress.ledger, batch, batches.plan)
-    progress.losses = (progress.losses[0] if step else loss, loss)
+def take_step(at: Running, progress: Progress) -> Step:
+    run, engine, group = at.run, at.engine, at.engine.group
+    number, began = progress.step, perf_counter()
+    micro = list(at.batches.micro(number, run.micro_rows, group.data_rank, group.mesh.data_ranks))
+    with group.together(f"step {number}"):
+        step = train_step(
+            engine,
+            at.optimizer,
+            micro,
+            run.schedule.lr(number, run.steps),
+            run.optimizer.clip,
+            lambda loss, norm: run.spikes.healthy(progress.recent, (loss, norm)),
+        )
+    if step.taken:
+        note_step(at, progress, step, perf_counter() - began, micro)
+    return step
+
+
+def due(done: int, every: int, steps: int) -> bool:
+    """Whether something done every so many steps, and after the last, is to be done after `done` steps."""
+    return done == steps or (every > 0 and done > 0 and done % every == 0)
+
+
+def agreed(stop: Stop, group: Group) -> type[KeyboardInterrupt] | None:
+    """Whether any rank was asked to stop, and what is raised then."""
+    wish = stop()
+    wishes = (KeyboardInterrupt, Paused)
+    kind = group.most(0 if wish is None else 1 + wishes.index(wish))
+    return wishes[kind - 1] if kind else None
+
+
+def note_step(at: Running, progress: Progress, step: Step, seconds: float, micro: list[Batch]) -> None:
+    run, group, number = at.run, at.engine.group, progress.step
+    if all(group.place(axis) == 0 for axis in ("pipe", "context", "tensor")):  # the others read the same rows
+        for batch in micro:
+            progress.read = add(progress.read, batch, at.batches.plan)
+    progress.losses = (progress.losses[0] if number else step.loss, step.loss)
+    progress.recent = [*progress.recent, (step.loss, step.norm)][-run.spikes.window :]
     progress.seconds += seconds
-    progress.step = step + 1
+    progress.step = number + 1
+    tokens = run.rows.per_step * run.rows.length
+    rate = tokens / seconds
+    peak = peak_of(run, group.device.type)[0] * group.mesh.devices
+    at.log.step(number, loss=step.loss, lr=run.schedule.lr(number, run.steps), grad_norm=step.norm,
+                tokens_per_second=rate, mfu=rate * at.engine.config.flops_per_token(run.rows.length) / peak,
+                tokens=(number + 1) * tokens)  # fmt: skip
 
 
-def note_bits(run: "Train", progress: Progress, model: Llama, sets: Mapping[str, Texts], log: Log) -> None:
-    found = measure(model, sets, run.heldout_context)
+def note_bits(at: Running, progress: Progress) -> None:
+    with at.engine.group.together(f"the measuring after step {progress.step}"):
+        found = measure(at.engine, at.sets, at.run.heldout_context, at.run.rows, at.run.micro_rows)
     for name, value in found.items():
         progress.bits_per_byte.setdefault(name, []).append((progress.step, value))
     if found:
         figures = ", ".join(f"{name} {value:.4f}" for name, value in found.items())
-        log.note(f"train: bits per byte after step {progress.step:,}: {figures}")
+        at.log.note(f"train: bits per byte after step {progress.step:,}: {figures}")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Steps that are not taken
+
+
+def go_back(at: Running, progress: Progress, step: Step) -> None:
+    """Go back to the last checkpoint, to come by without this step's batch; `progress` is what it was there."""
+    run, number, skipped = at.run, progress.step, progress.skipped
+    if len(skipped) == run.spikes.rollbacks:
+        raise UserError(
+            f"Step {number} gave a loss of {step.loss:.4g} and a gradient norm of {step.norm:.4g}, after "
+            f"{len(skipped)} rollbacks already; the texts of these batches are in "
+            f"{write_texts(at, [*skipped, {'step': number}])}: mend the data, lower schedule.peak, or allow more with spikes.rollbacks."
+        )
+    at.saver.wait()
+    at.engine.group.wait()
+    tensors = state_tensors(at.optimizer, at.engine.weights())
+    earlier = restore(run, at.out, at.engine, at.optimizer, at.batches, tensors)
+    if earlier:
+        for name in Progress.__dataclass_fields__:
+            setattr(progress, name, getattr(earlier, name))
+        at.log.go_back(progress.step)
+    loss, norm = (value if math.isfinite(value) else None for value in (step.loss, step.norm))  # JSON knows no other
+    gone = {"step": number, "loss": loss, "grad_norm": norm, "back_to": progress.step}
+    progress.skipped = [*skipped, gone]
+    at.log.note(
+        f"train: step {number:,} gave loss {step.loss:.4g}, gradient {step.norm:.4g}; back to step {progress.step:,}, "
+        "and on without its batch"
+    )
+
+
+def write_texts(at: Running, skipped: Sequence[Mapping[str, Any]]) -> Path:
+    """Leave the rows of skipped batches, and what made them be skipped, for inspection."""
+    path = at.out / "spikes.jsonl"
+    if at.engine.group.first:
+        rows = [dict(one) | row for one in skipped for row in peek_rows(at.run, at.out.parent, int(one["step"]))]
+        path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    return path
 
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Checkpoints
 
 
-def open_saver(out: Path, model: Llama, optimizer: Optimizer) -> state.Saver:
+def save(at: Running, progress: Progress) -> None:
+    """Begin the checkpoint of the steps so far, with what all ranks have read in the ledger."""
+    progress.ledger = merged([progress.ledger, *at.engine.group.gather(progress.read)], at.batches.plan)
+    progress.read = {}
+    at.saver.save(progress.step, asdict(progress) | {"run": identity(at.run)})
+
+
+def open_saver(run: "Train", out: Path, engine: Engine, optimizer: Optimizer) -> state.Saver:
     """What saves the run. Its copy of weights and moments goes on behind the next forward and backward pass."""
-    saver = state.Saver(out / "checkpoints", state_tensors(model, optimizer))
+    tensors = state_tensors(optimizer, engine.weights(copies=False))
+    saver = state.Saver(out / "checkpoints", tensors, run.keep, run.keep_every, engine.group)
     optimizer.register_step_pre_hook(lambda *_: saver.wait_until_copied())
     return saver
 
 
-def resume(run: "Train", out: Path, model: Llama, optimizer: Optimizer, batches: Batches) -> Progress:
-    """Go on from the newest checkpoint in `out`; a new Progress where there is none.
+def resume(run: "Train", out: Path, engine: Engine, optimizer: Optimizer, batches: Batches) -> Progress:
+    """Go on from the newest checkpoint in `out`; a new Progress where there is none."""
+    progress = restore(run, out, engine, optimizer, batches, state_tensors(optimizer, engine.weights()))
+    if progress is None:
+        set_step(optimizer, 0)
+        return Progress()
+    progress.restarts += 1
+    return progress
+
+
+def restore(
+    run: "Train", out: Path, engine: Engine, optimizer: Optimizer, batches: Batches, tensors: dict[str, Tensor]
+) -> Progress | None:
+    """Weights, moments and progress of the newest checkpoint in `out`; None where there is none.
 
     Refuses a checkpoint of another run, naming the field that differs, and one whose ledger is not the plan's.
     """
-    tensors = state_tensors(model, optimizer)
-    finished = state.checkpoints(out / "checkpoints")
+    finished = engine.group.gather(state.checkpoints(out / "checkpoints")[-1:])[0]
     if not finished:
-        set_step(optimizer, 0)
-        return Progress()
-    saved = state.read_state(finished[-1])
+        return None
+    saved = state.read_state(finished[-1], engine.group)
     refuse_foreign(saved.get("run", {}), identity(run), finished[-1])
     progress = Progress(**{name: saved[name] for name in Progress.__dataclass_fields__})
-    audit(progress.ledger, batches.plan, progress.step * run.rows.per_step)
+    audit(progress.ledger, batches.plan, batches_read(run, progress))
     state.load(finished[-1], tensors)
-    set_step(optimizer, progress.step)
-    progress.restarts += 1
+    set_step(optimizer, progress.step - len(skipped_before(progress)))
     return progress
+
+
+def batches_read(run: "Train", progress: Progress) -> list[range]:
+    """The rows of the steps that were taken."""
+    size = run.rows.per_step
+    edges = [-1, *skipped_before(progress), progress.step]
+    return [range((a + 1) * size, b * size) for a, b in itertools.pairwise(edges)]
+
+
+def skipped_before(progress: Progress) -> list[int]:
+    """The steps before this one whose batches were not learnt from."""
+    return sorted(int(one["step"]) for one in progress.skipped if one["step"] < progress.step)
 
 
 def refuse_foreign(saved: Mapping[str, Any], wanted: Mapping[str, Any], checkpoint: Path) -> None:
@@ -182,30 +318,41 @@ def refuse_foreign(saved: Mapping[str, Any], wanted: Mapping[str, Any], checkpoi
             )
 
 
-def out_folder(out: Path) -> Path:
-    folder = out / "model"
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir()
-    return folder
+def write_model(out: Path, engine: Engine) -> None:
+    """The weights in fp32 as a Hugging Face folder: from memory, or from the last checkpoint, a file on each rank in
+    turn."""
+    folder, group = out / "model", engine.group
+    if group.first:
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir()
+    group.wait()
+    (model, *_) = engine.models
+    if isinstance(model, Llama):
+        save_model(model, folder, torch.float32)
+    else:
+        (checkpoint,) = state.checkpoints(out / "checkpoints")[-1:]
+        write_shards(checkpoint, engine.config, folder, group)
+    group.wait()
 
 
 # ---------------------------------------------------------------------------------------------------------------------
 # The record
 
 
-def facts_of(run: "Train", model: Llama, progress: Progress, device: str) -> Facts:
+def facts_of(run: "Train", engine: Engine, progress: Progress) -> Facts:
     """What the manifest, the card and the report say of the run."""
     rate = run.tokens / progress.seconds
-    peak, found = peak_of(run, device)
+    peak, found = peak_of(run, engine.group.device.type)
+    peak *= run.mesh.devices
     return {
         "steps": run.steps,
         "tokens": run.tokens,
         "trained_tokens": sum(int(source["trained_tokens"]) for source in progress.ledger.values()),
-        "parameters": model.config.parameters,
+        "parameters": engine.config.parameters,
         "seconds": round(progress.seconds, 2),
         "tokens_per_second": round(rate, 1),
         "mfu": {
-            "value": rate * model.config.flops_per_token(run.rows.length) / peak,
+            "value": rate * engine.config.flops_per_token(run.rows.length) / peak,
             "formula": MFU_FORMULA,
             "peak": found,
             "peak_flops": peak,
@@ -221,13 +368,14 @@ def facts_of(run: "Train", model: Llama, progress: Progress, device: str) -> Fac
         "loss_first": progress.losses[0],
         "loss_last": progress.losses[1],
         "restarts": progress.restarts,
-        "hardware": hardware(device),
+        "skipped": progress.skipped,
+        "hardware": hardware(engine.group),
     }
 
 
-def peak_of(run: "Train", device: str) -> tuple[float, str]:
-    """What the device could do in the run's precision, in FLOP/s, and how that is known."""
-    return machine.peak_flops(str(DTYPES[run.precision]).removeprefix("torch."), device.partition(":")[0])
+def peak_of(run: "Train", kind: str) -> tuple[float, str]:
+    """What one device could do in the run's precision, in FLOP/s, and how that is known."""
+    return machine.peak_flops(str(DTYPES[run.precision]).removeprefix("torch."), kind)
 
 
 def shares_of(ledger: Ledger) -> dict[str, dict[str, float]]:
@@ -235,9 +383,11 @@ def shares_of(ledger: Ledger) -> dict[str, dict[str, float]]:
     return {name: source | {"share": source["rows"] / rows} for name, source in ledger.items()}
 
 
-def hardware(device: str) -> Facts:
-    if device.startswith("cuda"):
-        return {"device": torch.cuda.get_device_name(), "devices": 1}
+def hardware(group: Group) -> Facts:
+    mesh = {axis: size for axis in AXES if (size := getattr(group.mesh, axis)) > 1}
+    common = {"devices": group.mesh.devices} | ({"mesh": mesh} if mesh else {})
+    if group.device.type == "cuda":
+        return {"device": torch.cuda.get_device_name()} | common
     kernels = "torch" if native.library() is None else "native"
     cores, threads = machine.cores(), torch.get_num_threads()
-    return {"device": machine.cpu_name(), "cores": cores, "threads": threads, "kernels": kernels}
+    return {"device": machine.cpu_name(), "cores": cores, "threads": threads, "kernels": kernels} | common

@@ -6,11 +6,26 @@ import torch
 
 from ahkio.model.llama import Llama
 from ahkio.model.score import document_losses
-from ahkio.tokens.heldout import Texts, bits_per_byte
+from ahkio.tokens.batches import Rows, cut
+from ahkio.tokens.heldout import Texts, bits_per_byte, steps_of
+from ahkio.train.engine import Engine
 
 
-def measure(model: Llama, sets: Mapping[str, Texts], context: int) -> dict[str, float]:
-    """Bits per byte of each set. Leaves the model as it was; nothing in it is random."""
+def measure(engine: Engine, sets: Mapping[str, Texts], context: int, rows: Rows, micro_rows: int) -> dict[str, float]:
+    """Bits per byte of each set. Leaves the model as it was; nothing in it is random.
+
+    On a mesh the texts are packed into steps of `rows`, which go through the model as in training.
+    """
     with torch.compiler.set_stance("force_eager"):  # texts of all lengths: what is compiled is for the training rows
-        losses = {name: document_losses(model, texts.ids, context) for name, texts in sets.items()}
-    return {name: bits_per_byte([sum(one) for one in losses[name]], texts.sizes) for name, texts in sets.items()}
+        return {
+            name: bits_per_byte(_nats(engine, texts, context, rows, micro_rows), texts.sizes)
+            for name, texts in sets.items()
+        }
+
+
+def _nats(engine: Engine, texts: Texts, context: int, rows: Rows, micro_rows: int) -> list[float]:
+    (model, *_), group = engine.models, engine.group
+    if isinstance(model, Llama):
+        return [sum(one) for one in document_losses(model, texts.ids, context)]
+    steps = steps_of(texts, context, rows)
+    return [engine.total(cut(step, micro_rows, group.data_rank, group.mesh.data_ranks)) for step in steps]

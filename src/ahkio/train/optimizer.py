@@ -1,6 +1,7 @@
 """The optimizer and the learning rate's course, as values with the functions that obey them."""
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -22,11 +23,13 @@ class AdamW:
     weight_decay: float = 0.1
     clip: float = 1.0  # the largest norm of all gradients together
 
-    def build(self, model: "nn.Module") -> "Optimizer":
+    def build(self, *models: "nn.Module") -> "Optimizer":
+        """One optimizer for the weights of all of `models`, the parts of one model."""
         import torch
 
-        matrices = [weight for weight in model.parameters() if weight.ndim > 1]
-        vectors = [weight for weight in model.parameters() if weight.ndim <= 1]
+        weights = [weight for model in models for weight in model.parameters()]
+        matrices = [weight for weight in weights if weight.ndim > 1]
+        vectors = [weight for weight in weights if weight.ndim <= 1]
         groups = [
             {"params": matrices, "weight_decay": self.weight_decay},
             {"params": vectors, "weight_decay": 0.0},
@@ -57,12 +60,12 @@ class Cosine:
         return self.final + (self.peak - self.final) * (1 + math.cos(math.pi * done)) / 2
 
 
-def state_tensors(model: "nn.Module", optimizer: "Optimizer") -> "dict[str, Tensor]":
+def state_tensors(optimizer: "Optimizer", named: "Iterable[tuple[str, nn.Parameter]]") -> "dict[str, Tensor]":
     """Weights and moments by name, as a checkpoint holds them. A fresh optimizer gets moments of zero first."""
     import torch
 
     tensors = {}
-    for name, weight in model.named_parameters():
+    for name, weight in named:
         state = optimizer.state[weight]
         for moment in MOMENTS:
             tensors[f"{moment}.{name}"] = state.setdefault(moment, torch.zeros_like(weight))

@@ -1,29 +1,35 @@
-"""One optimizer step, equal to one big batch whatever the micro-batches."""
+"""One optimizer step, equal to one big batch whatever the micro-batches and the mesh."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
-import torch
 from torch.optim import Optimizer
 
-from ahkio.model.llama import Llama
 from ahkio.tokens.batches import Batch
-from ahkio.train.losses import trained_tokens
-from ahkio.train.objectives import NextToken
+from ahkio.train.engine import Engine
+
+
+class Step(NamedTuple):
+    loss: float  # the mean in nats a token, of all ranks' batches
+    norm: float  # of the gradients before clipping
+    taken: bool = True  # whether the weights have changed
 
 
 def train_step(
-    model: Llama, optimizer: Optimizer, objective: NextToken, batches: Sequence[Batch], lr: float, clip: float
-) -> tuple[float, float]:
-    """Learn from micro-batches as one; return the mean loss in nats a token and the gradient's norm before clipping."""
-    count = max(1, sum(trained_tokens(batch) for batch in batches))  # documents of one token may leave no label
-    summed = torch.zeros((), device=model.embed.weight.device)
-    for batch in batches:
-        loss = objective.loss(model, batch)
-        (loss.total / count).backward()
-        summed += loss.total.detach()
-    norm = torch.nn.utils.clip_grad_norm_(model.parameters(), clip)
-    for group in optimizer.param_groups:
-        group["lr"] = lr
-    optimizer.step()
+    engine: Engine,
+    optimizer: Optimizer,
+    batches: Sequence[Batch],
+    lr: float,
+    clip: float,
+    healthy: Callable[[float, float], bool] = lambda loss, norm: True,
+) -> Step:
+    """Learn from all ranks' micro-batches as one, if the loss and the gradients' norm are `healthy`."""
+    loss = engine.learn(batches)
+    norm = engine.clip(clip)
+    taken = healthy(loss, norm)
+    if taken:
+        for group in optimizer.param_groups:
+            group["lr"] = lr
+        optimizer.step()
     optimizer.zero_grad(set_to_none=True)
-    return summed.item() / count, norm.item()
+    return Step(loss, norm, taken)

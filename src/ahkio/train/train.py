@@ -9,12 +9,13 @@ from ahkio.core.config import how
 from ahkio.core.errors import UserError
 from ahkio.core.mesh import Mesh
 from ahkio.core.stage import Facts, Inputs, Known, Stage
-from ahkio.model.shape import LlamaConfig, RopeScaling
+from ahkio.model.shape import LlamaConfig, Recompute, RopeScaling
 from ahkio.tokens.batches import Rows, plan_of
 from ahkio.tokens.heldout import HeldOut
 from ahkio.tokens.mixture import Mix, Plan
 from ahkio.train.objectives import NextToken
 from ahkio.train.optimizer import AdamW, Cosine
+from ahkio.train.spikes import Spikes
 
 USUAL_UTILISATION = {"cpu": 0.6, "gpu": 0.4}  # of the peak; what well-kept systems reach; plan's times rest on it
 
@@ -37,16 +38,24 @@ class Train(Stage):
     objective: NextToken = NextToken()
     optimizer: AdamW = AdamW()
     schedule: Cosine = Cosine()
+    spikes: Spikes = Spikes()
     precision: Literal["fp32", "bf16"] = "bf16"  # of activations and products; weights and optimizer stay fp32
     heldout: tuple[HeldOut, ...] = ()  # bits per byte on these in the loop
     heldout_documents: int = 0  # the first so many of each; 0: all
     heldout_context: int = 1024  # tokens
     measure_every: int = how(0)  # steps; 0: before the first step and after the last only
-    save_every: int = how(100)  # steps between checkpoints, of which the last is kept
+    save_every: int = how(100)  # steps between checkpoints
+    keep: int = how(1)  # of the newest checkpoints
+    keep_every: int = how(0)  # steps; checkpoints of multiples of it are kept as well
     micro_batch: int = how(0)  # rows in one forward and backward; 0: all of a rank's part of a step
-    recompute: bool = how(False)  # activation checkpointing: less memory, a third more work
+    recompute: Recompute = how("none")  # activation checkpointing: less memory, up to a third more work
     compile: bool = how(False)  # torch.compile of each block; needs a C++ compiler on a CPU
+    offload: bool = how(False)  # weights, gradients and optimizer state wait in the CPU's memory; on a mesh
     mesh: Mesh = how(Mesh())
+    parts_per_rank: int = how(1)  # of the layers along mesh.pipe; several interleave (a smaller bubble, more messages)
+    patience: int = how(600)  # seconds that a process waits for the others before it gives up
+    time_limit: float = how(0.0)  # minutes, after which the run saves and ends to be started again; 0: none
+    restarts: int = how(3)  # after failures of processes that `ahkio build` started itself
     device: str = how("auto")
 
     def __post_init__(self) -> None:
@@ -63,15 +72,19 @@ class Train(Stage):
         return self.steps * self.rows.per_step
 
     @property
+    def processes(self) -> int:
+        return self.mesh.devices
+
+    @property
+    def micro_rows(self) -> int:
+        """Rows in one forward and backward of a rank."""
+        return self.micro_batch or -(-self.rows.per_step // self.mesh.data_ranks)
+
+    @property
     def tokens(self) -> int:
         return self.total_rows * self.rows.length
 
     def run(self, out: Path, inputs: Inputs) -> Facts:
-        if self.mesh.devices > 1:
-            raise UserError(
-                f"This version trains on one device, but mesh has {self.mesh.devices}; "
-                "build with mesh.shard=1 and so on, or use `ahkio plan` for the larger one."
-            )
         from ahkio.train.loop import train
 
         return train(self, out, inputs)
@@ -98,11 +111,7 @@ class Train(Stage):
             shape = shape_of(start["config"])
             facts |= {"parameters": shape.parameters, "memory_bytes": self.memory_bytes(shape)}
             facts |= self._time(shape)
-        if self.mesh.devices > 1:
-            facts["warnings"].append("This version trains on one device; the mesh is planned with only.")
-        elif (
-            self.precision == "bf16" and not self.mesh.device and machine.kind() == "cpu" and not machine.cpu_has_bf16()
-        ):
+        if self.precision == "bf16" and not self.mesh.device and machine.kind() == "cpu" and not machine.cpu_has_bf16():
             facts["warnings"].append("This machine multiplies bf16 slowly; train.precision=fp32 is faster here.")
         return facts
 
@@ -127,9 +136,9 @@ class Train(Stage):
     def memory_bytes(self, shape: LlamaConfig) -> int:
         """An estimate of one device's peak: weights, gradients and two moments in fp32, activations, a loss chunk."""
         states = 16 * shape.parameters / self.mesh.model_parts
-        rows = self.micro_batch or -(-self.rows.per_step // self.mesh.data_ranks)
+        rows = self.micro_rows
         per_token = 8 * shape.width + 4 * shape.ffn + 4 * (shape.heads + shape.kv_heads) * shape.head_width
-        layers = 1 + shape.layers / 8 if self.recompute else shape.layers / self.mesh.pipe
+        layers = 1 + shape.layers / 8 if self.recompute != "none" else shape.layers / self.mesh.pipe
         activations = (2 if self.precision == "bf16" else 4) * per_token * layers * rows * self.rows.length
         return int(states + activations / (self.mesh.tensor * self.mesh.context) + 3 * (64 << 20))
 

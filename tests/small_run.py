@@ -87,9 +87,9 @@ class Patient(NextToken):
 
     pause: float = how(0.0)  # seconds before each micro-batch
 
-    def loss(self, model, batch):
+    def total(self, model, x_BTD, labels_BT):
         time.sleep(self.pause)
-        return super().loss(model, batch)
+        return super().total(model, x_BTD, labels_BT)
 
 
 def tokens(name, side="train"):

@@ -1,0 +1,185 @@
+"""Forward and backward over the mesh: what the rows of a step do to the gradients, on one device or on many."""
+
+from collections.abc import Callable, Sequence
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.pipelining import PipelineStage, Schedule1F1B, ScheduleInterleaved1F1B
+from torch.distributed.tensor import DTensor
+
+from ahkio.core.errors import UserError
+from ahkio.core.group import Group
+from ahkio.core.mesh import Mesh
+from ahkio.model.llama import Llama
+from ahkio.model.parallel import Part
+from ahkio.model.shape import LlamaConfig
+from ahkio.tokens.batches import Batch, Rows
+from ahkio.train.losses import Inputs, read, together
+from ahkio.train.objectives import NextToken
+
+DATA = ("replicate", "shard")  # the axes whose ranks read other rows
+TOKENS = (*DATA, "context")  # the axes whose ranks read other tokens
+
+
+class Engine:
+    """What a step needs of the model: losses of batches, their gradients, and the gradients' norm.
+
+    models: this rank's parts, one where nothing goes along a pipe. micro: rows of a micro-batch and their length,
+    which a pipe has to know beforehand.
+    """
+
+    def __init__(self, models: "Sequence[Llama | Part]", objective: NextToken, group: Group, micro: Rows | None = None):
+        self.models, self.objective, self.group = models, objective, group
+        self.context = group.axis("context")
+        self.pipe: Pipe | None = None
+        if group.mesh.pipe > 1:
+            assert micro is not None
+            self.pipe = Pipe([part for part in models if isinstance(part, Part)], objective, group, micro)
+
+    @property
+    def config(self) -> LlamaConfig:
+        return self.models[0].config
+
+    def learn(self, batches: Sequence[Batch]) -> float:
+        """Add the gradients of the mean loss over the batches of all ranks; return that loss, in nats.
+
+        batches: this rank's micro-batches, as many on every rank.
+        """
+        count = max(1, self.count(batches))  # documents of one token may leave no label
+        return self._run(batches, count, learn=True) / count
+
+    @torch.no_grad()
+    def total(self, batches: Sequence[Batch]) -> float:
+        """The sum of the losses of the batches of all ranks, in nats."""
+        found = self._run(batches, 1, learn=False)
+        for model in self.models:
+            if isinstance(model, Part):
+                model.rest()
+        return found
+
+    def _run(self, batches: Sequence[Batch], count: int, learn: bool) -> float:
+        """The sum of all ranks' losses; where it is to learn, the gradients of that sum by `count`."""
+        inputs = [read(batch, self.group.device, self.context) for batch in batches]
+        total = torch.zeros((), device=self.group.device)
+        if self.pipe:
+            total += self.pipe.run(inputs, count, learn)
+        else:
+            (model,) = self.models
+            for one in inputs:
+                loss = self.objective.total(model, model(one.ids_BT, *one.settings), one.labels_BT)
+                if learn:
+                    (loss / count).backward()
+                total += loss.detach()
+        return self.group.sum(total, "pipe", *TOKENS).item()
+
+    def count(self, batches: Sequence[Batch]) -> int:
+        """What all ranks' batches have to predict."""
+        own = sum(self.objective.count(batch) for batch in batches)
+        return int(self.group.sum(torch.tensor(own, device=self.group.device), *DATA)) if self.group.devices else own
+
+    def clip(self, limit: float) -> float:
+        """The norm of all gradients together, which are scaled down to one of `limit` where it is larger."""
+        weights = [weight for _, weight in self.weights() if weight.grad is not None]
+        grads = [weight.grad for _, weight in self.weights(copies=False) if weight.grad is not None]
+        norm = torch.nn.utils.get_total_norm(grads)
+        if isinstance(norm, DTensor):
+            norm = norm.full_tensor()
+        if self.pipe:
+            norm = self.group.sum(norm.square(), "pipe").sqrt()
+        torch.nn.utils.clip_grads_with_norm_(weights, limit, norm)
+        return norm.item()
+
+    def weights(self, copies: bool = True) -> list[tuple[str, nn.Parameter]]:
+        """This rank's parameters by name; without `copies` a tied embedding is only where the model begins."""
+        return [
+            (name, weight)
+            for model in self.models
+            for name, weight in model.named_parameters()
+            if copies or not (isinstance(model, Part) and model.copies_embedding and name == "embed.weight")
+        ]
+
+
+def alone(model: Llama, objective: NextToken) -> Engine:
+    """The engine of one process."""
+    return Engine([model], objective, Group(Mesh(), model.embed.weight.device))
+
+
+class Pipe:
+    """Forward and backward of a step's micro-batches along the axis `pipe`, by torch's 1F1B schedules: plain where each
+    rank has one part of the model, interleaved where it has several."""
+
+    def __init__(self, parts: Sequence[Part], objective: NextToken, group: Group, micro: Rows):
+        self.parts, self.group, self.micro = parts, group, micro
+        self.count = 1
+        ranks = group.axis("pipe")
+        assert ranks is not None
+        shape = (micro.per_step, micro.length // group.mesh.context // group.mesh.tensor, parts[0].config.width)
+        number = group.mesh.pipe * len(parts)
+        self.stages = [
+            PipelineStage(
+                part,
+                group.place("pipe") + index * group.mesh.pipe,
+                number,
+                group.device,
+                input_args=self._ids() if part.first else self._hidden(part, shape),
+                output_args=self._hidden(part, shape),
+                group=ranks.get_group(),
+            )
+            for index, part in enumerate(parts)
+        ]
+        last = parts[-1]
+        self.loss: Callable[[Tensor, Tensor], Tensor] = lambda x, labels: objective.total(last, x, labels) / self.count
+        self.schedule: Schedule1F1B | ScheduleInterleaved1F1B | None = None
+        self.tied = self._ends() if parts[0].config.tied else None
+
+    def _ids(self) -> Tensor:
+        return torch.empty(
+            self.micro.per_step, self.micro.length // self.group.mesh.context, dtype=torch.int64, device="meta"
+        )
+
+    @staticmethod
+    def _hidden(part: Part, shape: tuple[int, ...]) -> Tensor:
+        return torch.empty(shape, dtype=part.compute, device="meta", requires_grad=True)
+
+    def _ends(self) -> dist.ProcessGroup | None:
+        """The first and the last rank of this pipe, which both hold a tied embedding; None for one between them."""
+        assert self.group.devices is not None
+        lines = self.group.devices.mesh.flatten(1).T.tolist()  # of ranks along each pipe
+        group, _ = dist.new_subgroups_by_enumeration([[line[0], line[-1]] for line in lines])
+        return group
+
+    def run(self, inputs: Sequence[Inputs], count: int, learn: bool) -> Tensor:
+        """The sum of the losses in nats on the last rank, 0 on the others."""
+        self.count = count
+        if self.schedule is None:
+            self.schedule = self._open(len(inputs))
+        whole = together(inputs)
+        settings = dict(zip(("positions_BT", "bounds", "longest", "seen"), whole.settings, strict=True))
+        first = (whole.ids_BT,) if self.parts[0].first else ()
+        losses: list[Tensor] = []
+        work = self.schedule.step if learn else self.schedule.eval
+        work(*first, target=whole.labels_BT, losses=losses, return_outputs=False, **settings)
+        if learn:
+            self._sum_tied()
+        return sum((loss.detach() * count for loss in losses), torch.zeros((), device=self.group.device))
+
+    def _open(self, micro_batches: int) -> Schedule1F1B | ScheduleInterleaved1F1B:
+        if len(self.stages) == 1:
+            return Schedule1F1B(self.stages[0], micro_batches, self.loss, scale_grads=False)
+        if micro_batches % self.group.mesh.pipe:
+            raise UserError(
+                f"A rank has {micro_batches} micro-batches in a step, and an interleaved pipe of "
+                f"{self.group.mesh.pipe} ranks needs a multiple of that; choose another micro_batch."
+            )
+        return ScheduleInterleaved1F1B(self.stages, micro_batches, self.loss, scale_grads=False)
+
+    def _sum_tied(self) -> None:
+        """Give both copies of a tied embedding the gradient of both."""
+        if self.tied is None:
+            return
+        for part in self.parts:
+            if part.embed is not None:
+                gradient = part.embed.weight.grad
+                assert isinstance(gradient, DTensor)
+                dist.all_reduce(gradient.to_local(), group=self.tied)

@@ -1,0 +1,40 @@
+"""Processes that talk over gloo, for tests: as many as a mesh has, each on one thread."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+WORKER = Path(__file__).with_name("worker.py")
+SECONDS = 240  # for all jobs of one launch
+
+
+def run(folder, processes, jobs):
+    """What worker.py returns for each of `jobs`, run one after another by so many processes."""
+    folder.mkdir(parents=True, exist_ok=True)
+    outs = [folder / f"{number}.json" for number in range(len(jobs))]
+    work = folder / "jobs.json"
+    work.write_text(json.dumps([job | {"out": str(out)} for job, out in zip(jobs, outs, strict=True)]))
+    common = os.environ | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": str(processes)}
+    logs = [folder / f"rank-{rank}.log" for rank in range(processes)]
+    started = []
+    for rank, log in enumerate(logs):
+        own = common | {"RANK": str(rank), "LOCAL_RANK": str(rank), "OMP_NUM_THREADS": "1"}
+        with open(log, "w") as file:
+            command = [sys.executable, "-W", "ignore", str(WORKER), str(work)]
+            started.append(subprocess.Popen(command, env=own, stdout=file, stderr=file))
+    try:
+        codes = [process.wait(SECONDS) for process in started]
+    finally:
+        for process in started:
+            process.kill()
+    assert not any(codes), "\n".join(log.read_text()[-3000:] for log, code in zip(logs, codes, strict=True) if code)
+    return [json.loads(out.read_text()) for out in outs]
+
+
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]

@@ -1,0 +1,80 @@
+"""What each process of a mesh test runs: `python worker.py JOB`, under torchrun's variables. JOB is a file of JSON: a
+list of {"call": a function of this file, ...its arguments, "out": where rank 0 writes what it returns}."""
+
+import json
+import os
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from small_run import MIX, TRAIN, quiet
+
+from ahkio.core.group import joined
+from ahkio.core.mesh import Mesh
+from ahkio.core.stage import build
+from ahkio.model.parallel import How, open_parts
+from ahkio.model.shape import read_config
+from ahkio.tokens.batches import Rows, open_batches
+from ahkio.train import loop
+from ahkio.train.engine import Engine
+from ahkio.train.spikes import Spikes
+from ahkio.train.step import train_step
+
+RUN = replace(TRAIN, rows=Rows(length=32, per_step=8), micro_batch=2, spikes=Spikes(deviations=0))
+
+
+def steps(model, inputs, mesh, count=10, micro=1, parts_per_rank=1, compute="float32", recompute="none"):
+    """[loss, gradient norm] of each step, and the numbers of the rows that each data rank had."""
+    mesh, rows = Mesh(**mesh), Rows(length=32, per_step=8)
+    paths = {stage: Path(inputs) / stage.name for stage in MIX.sources.values()}
+    batches = open_batches(MIX, paths, rows, count * rows.per_step)
+    with joined(mesh, "cpu", 60) as group:
+        how = How(compute=getattr(torch, compute), recompute=recompute)
+        parts = open_parts(Path(model), read_config(Path(model)), group, how, parts_per_rank)
+        engine = Engine(parts, TRAIN.objective, group, replace(rows, per_step=micro))
+        optimizer = TRAIN.optimizer.build(*engine.models)
+        found, read = [], []
+        for step in range(count):
+            own = list(batches.micro(step, micro, group.data_rank, mesh.data_ranks))
+            found.append(train_step(engine, optimizer, own, 1e-2 * (step + 1) / count, 1.0)[:2])
+            read.append(group.gather([row for batch in own for row in batch.rows]))
+    return {"steps": found, "rows": read}
+
+
+class KilledError(Exception):
+    """Stands for whatever ends a process."""
+
+
+def life(store, mesh, calls=None, **settings):
+    """Build the small run on a mesh, up to its end or to a step that all processes die in; whether it is done."""
+    run = replace(RUN, mesh=Mesh(**mesh), **settings)
+    real, left = loop.train_step, [calls]
+
+    def dying(*arguments):
+        if left[0] == 0:
+            raise KilledError
+        left[0] = None if left[0] is None else left[0] - 1
+        return real(*arguments)
+
+    loop.train_step = dying
+    try:
+        build(run, Path(store), quiet)
+    except KilledError:
+        return False
+    finally:
+        loop.train_step = real
+    return True
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    port = int(os.environ["MASTER_PORT"])
+    for number, job in enumerate(json.loads(Path(sys.argv[1]).read_text())):
+        os.environ["MASTER_PORT"] = str(port + number)
+        out = job.pop("out")
+        found = globals()[job.pop("call")](**job)
+        if os.environ["RANK"] == "0":
+            Path(out).write_text(json.dumps(found))
