@@ -2,7 +2,7 @@
 
 Card      that of the Poro 2 family, for 70B
 Cost      512 GCDs of MI250X in this mesh. TP 8 and PP 8 are published, the number of nodes is not: 8 replicas are ours.
-          This version of Ahkio trains on one device, so this is a recipe to plan with
+          Not run by us at this size
 Missing   as in poro2_8b.py
 """
 

@@ -3,7 +3,7 @@
 Card      https://huggingface.co/LumiOpen/Llama-Poro-2-8B-base
 Data      public datasets of the hub; which parts of them were read is not published, nor at which commits
 Expected  the card's own: Finnish ARC 38.82 -> 48.90, HellaSwag 30.97 -> 50.49, MMLU 49.64 -> 56.25. Not run by us.
-Cost      128 GCDs of MI250X in this mesh; this version of Ahkio trains on one device, so this is a recipe to plan with
+Cost      128 GCDs of MI250X in this mesh. Not run by us at this size
 Missing   evaluation: the card's benchmarks arrive later, and the questions that Ahkio writes itself need parallel text
 """
 

@@ -56,6 +56,7 @@ class SmallModel(Stage):
     """A random Llama with a tokenizer whose tokens are bytes."""
 
     seed: int = 0
+    shape: LlamaConfig = SHAPE
 
     def run(self, out, inputs):
         import torch
@@ -64,9 +65,9 @@ class SmallModel(Stage):
         from ahkio.model.hub import save_model
         from ahkio.model.llama import random_model
 
-        save_model(random_model(SHAPE, self.seed, 0.1), out, torch.float32, bos=0, eos=1)
+        save_model(random_model(self.shape, self.seed, 0.1), out, torch.float32, bos=0, eos=1)
         save_tokenizer(out)
-        return {"model": "small", "config": plain(SHAPE)}
+        return {"model": "small", "config": plain(self.shape)}
 
 
 def save_tokenizer(folder):

@@ -11,7 +11,7 @@ from ahkio.commands import build, generate, peek, plan, show, submit, tokenize
 from ahkio.core.errors import Lost, UserError
 from ahkio.core.machine import keep_freed_memory, package_version
 from ahkio.core.stop import REQUEUE, Paused, pausing
-from ahkio.launch.local import refused
+from ahkio.launch.local import has_refused, refused
 
 COMMANDS = (plan, build, show, peek, generate, submit, tokenize)
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
@@ -33,12 +33,16 @@ def main(argv: list[str] | None = None) -> int:
         kept = "Stopped; what was made is kept, and the same command goes on."
         return complain(str(interrupt) or kept, REQUEUE if isinstance(interrupt, Paused) else INTERRUPTED)
     except Lost as error:
+        if has_refused():
+            return 0
         print("ahkio:", error, file=sys.stderr)
         return FAILED
     except BrokenPipeError:  # whoever read our output has read enough, as `head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except Exception as error:
+        if has_refused():
+            return 0
         if not is_disk_full(error):
             raise
         return complain(

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 WORKER = Path(__file__).with_name("worker.py")
-SECONDS = 240  # for all jobs of one launch
+SECONDS = 600  # for all jobs of one launch, on a machine that has other work
 
 
 def run(folder, processes, jobs):

@@ -1,5 +1,6 @@
 """Losses do not depend on the mesh: tiny Llamas on processes that talk over gloo, against one process."""
 
+import math
 from dataclasses import replace
 
 import processes
@@ -14,6 +15,7 @@ from ahkio.tokens.batches import Rows, open_batches
 from ahkio.train.engine import alone
 from ahkio.train.step import train_step
 
+pytestmark = pytest.mark.timeout(900)  # all meshes of a size are run before the first is judged
 STEPS, ROWS = 10, Rows(length=32, per_step=8)
 SHAPES = {
     "untied": replace(SHAPE, layers=4, vocab=260, rope_scaling=RopeScaling(original=16)),
@@ -36,6 +38,15 @@ MESHES = [
     {"context": 2, "pipe": 2},
     {"shard": 2, "tensor": 2, "pipe": 2},
 ]
+VARIANTS = {
+    "interleaved pipe": ({"pipe": 2}, {"parts_per_rank": 2}),
+    "recomputed blocks": ({"pipe": 2}, {"recompute": "block"}),
+    "selective recomputing": ({"tensor": 2}, {"recompute": "selective"}),
+    "larger micro-batches": ({"shard": 2}, {"micro": 4}),
+    "bf16, sharded": ({"shard": 2}, {"compute": "bfloat16"}),
+    "bf16, tensor": ({"tensor": 2}, {"compute": "bfloat16"}),
+    "bf16, pipe": ({"pipe": 2}, {"compute": "bfloat16"}),
+}
 
 
 def named(mesh):
@@ -70,32 +81,52 @@ def one_process(models, inputs):
 
 @pytest.fixture(scope="module")
 def on_meshes(models, inputs, tmp_path_factory):
-    """What worker.steps returns by (model, mesh's name), all meshes of a size by the same processes."""
+    """What worker.steps returns by (mesh's name, model) and by variant, all of a size by the same processes."""
     found = {}
     for size in (2, 4, 8):
         jobs = {}
-        for mesh in MESHES:
-            if torch.tensor(list(mesh.values())).prod() == size:
-                for name, folder in models.items():
-                    if SHAPES[name].kv_heads % mesh.get("tensor", 1) == 0:
-                        jobs[name, named(mesh)] = job(folder, inputs, mesh)
+        for mesh in [mesh for mesh in MESHES if math.prod(mesh.values()) == size]:
+            for name in models_for(mesh):
+                jobs[named(mesh), name] = job(models[name], inputs, mesh)
+        for name, (mesh, settings) in VARIANTS.items():
+            if math.prod(mesh.values()) == size:
+                jobs[name] = job(models["tied"], inputs, mesh, **settings)
         made = processes.run(tmp_path_factory.mktemp(f"of-{size}"), size, list(jobs.values()))
         found |= dict(zip(jobs, made, strict=True))
     return found
+
+
+def models_for(mesh):
+    return [name for name, shape in SHAPES.items() if shape.kv_heads % mesh.get("tensor", 1) == 0]
 
 
 def job(model, inputs, mesh, **settings):
     return {"call": "steps", "model": str(model), "inputs": str(inputs), "mesh": mesh, "count": STEPS} | settings
 
 
-@pytest.mark.parametrize("name", SHAPES)
+def agree(found, wanted, loss=1e-5, norm=1e-4):
+    for (mine, my_norm), (other, other_norm) in zip(found["steps"], wanted, strict=True):
+        assert mine == pytest.approx(other, abs=loss)
+        assert my_norm == pytest.approx(other_norm, rel=norm)
+
+
 @pytest.mark.parametrize("mesh", MESHES, ids=named)
-def test_losses_do_not_depend_on_the_mesh(on_meshes, one_process, name, mesh):
-    if SHAPES[name].kv_heads % mesh.get("tensor", 1):
-        pytest.skip("its key/value heads can't be divided so")
-    found = on_meshes[name, named(mesh)]
-    for (loss, norm), (wanted_loss, wanted_norm) in zip(found["steps"], one_process[name], strict=True):
-        assert loss == pytest.approx(wanted_loss, abs=1e-5)
-        assert norm == pytest.approx(wanted_norm, rel=1e-4)
-    for step, by_rank in enumerate(found["rows"]):
+def test_losses_do_not_depend_on_the_mesh(on_meshes, one_process, mesh):
+    for name in models_for(mesh):
+        agree(on_meshes[named(mesh), name], one_process[name])
+
+
+@pytest.mark.parametrize("mesh", MESHES, ids=named)
+def test_every_mesh_reads_the_same_rows_in_each_step(on_meshes, mesh):
+    for step, by_rank in enumerate(on_meshes[named(mesh), "tied"]["rows"]):
         assert sorted({row for rows in by_rank for row in rows}) == list(range(step * 8, step * 8 + 8))
+
+
+@pytest.mark.parametrize("variant", [name for name in VARIANTS if "bf16" not in name])
+def test_losses_do_not_depend_on_how_a_mesh_computes(on_meshes, one_process, variant):
+    agree(on_meshes[variant], one_process["tied"])
+
+
+@pytest.mark.parametrize("variant", [name for name in VARIANTS if "bf16" in name])
+def test_in_bf16_losses_stay_within_a_hundredth_of_those_in_fp32(on_meshes, one_process, variant):
+    agree(on_meshes[variant], one_process["tied"], loss=1e-2, norm=1e-2)

@@ -13,6 +13,7 @@ from worker import RUN
 from ahkio.core.artifact import Artifact
 from ahkio.core.stage import build
 
+pytestmark = pytest.mark.timeout(900)
 CHAIN = ({"shard": 4}, {"shard": 2, "tensor": 2}, {"pipe": 2}, {"context": 2}, {})
 
 

@@ -23,10 +23,12 @@ from ahkio.train.engine import Engine
 from ahkio.train.spikes import Spikes
 from ahkio.train.step import train_step
 
-RUN = replace(TRAIN, rows=Rows(length=32, per_step=8), micro_batch=2, spikes=Spikes(deviations=0))
+RUN = replace(
+    TRAIN, steps=10, rows=Rows(length=32, per_step=8), heldout_context=32, micro_batch=2, spikes=Spikes(deviations=0)
+)
 
 
-def steps(model, inputs, mesh, count=10, micro=1, parts_per_rank=1, compute="float32", recompute="none"):
+def steps(model, inputs, mesh, count, micro=1, parts_per_rank=1, compute="float32", recompute="none"):
     """[loss, gradient norm] of each step, and the numbers of the rows that each data rank had."""
     mesh, rows = Mesh(**mesh), Rows(length=32, per_step=8)
     paths = {stage: Path(inputs) / stage.name for stage in MIX.sources.values()}
@@ -66,6 +68,14 @@ def life(store, mesh, calls=None, **settings):
         return False
     finally:
         loop.train_step = real
+    return True
+
+
+def poro(store, name):
+    """Train a recipe of Poro 2 cut small."""
+    from small_poro import life as small
+
+    build(small(name)[0], Path(store), quiet)
     return True
 
 

@@ -23,23 +23,19 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def saved(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
-    """Stand-ins for the model room: what was loaded and saved, in order."""
+    """Stand-ins for the model room: what was converted, and to what."""
     import torch
 
     seen: list[Any] = []
-    model = SimpleNamespace(config=SimpleNamespace(vocab=320), parameters=lambda: [torch.zeros(3, 5), torch.zeros(2)])
 
-    def load_model(folder: Path) -> Any:
-        seen.append(folder)
-        return model
-
-    def save_model(_: Any, folder: Path, dtype: torch.dtype) -> None:
-        seen.append(dtype)
+    def convert(source: Path, folder: Path, dtype: torch.dtype) -> Any:
+        seen.extend([source, dtype])
         (folder / "config.json").write_text("{}")
         (folder / "model.safetensors").write_bytes(b"12345678")
+        return SimpleNamespace(vocab=320, parameters=17)
 
     hub, gate = ModuleType("ahkio.model.hub"), ModuleType("ahkio.model.gate")
-    vars(hub).update(load_model=load_model, save_model=save_model)
+    vars(hub).update(convert=convert)
     vars(gate).update(compare_with_transformers=lambda folder: {"checked": True, "max_difference": 0.0})
     monkeypatch.setitem(sys.modules, "ahkio.model.hub", hub)
     monkeypatch.setitem(sys.modules, "ahkio.model.gate", gate)

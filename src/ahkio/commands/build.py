@@ -11,7 +11,7 @@ from rich.console import Console
 
 from ahkio.commands.request import Parsers, Request, add_command, read_request
 from ahkio.core.artifact import Artifact, draft_of, is_done
-from ahkio.core.errors import UserError
+from ahkio.core.errors import Lost, UserError
 from ahkio.core.mesh import own_rank
 from ahkio.core.stage import Stage, build, lineage
 from ahkio.core.stop import REQUEUE, Paused
@@ -38,12 +38,13 @@ def run(args: argparse.Namespace) -> int:
     request = read_request(args)
     make_store(request.store)
     if args.only:
+        local.end_with_launcher()
         return build_only(args.only, request)
     existed = {path for path in request.paths.values() if is_done(path)}
     teller = Teller(request, Console(stderr=True, highlight=False, quiet=own_rank() > 0))
     teller.tell_existing()
     try:
-        build(request.target, request.store, teller.say, partial(launch, args))
+        build(request.target, request.store, teller.say, partial(launch, args, request))
     except KeyboardInterrupt as interrupt:
         teller.tell_interrupted()
         return status_of(interrupt)
@@ -74,10 +75,12 @@ def status_of(interrupt: KeyboardInterrupt) -> int:
     return REQUEUE if isinstance(interrupt, Paused) else 130
 
 
-def launch(args: argparse.Namespace, stage: Stage) -> None:
+def launch(args: argparse.Namespace, request: Request, stage: Stage) -> None:
     """Make a stage for several processes, in processes of this machine."""
     command = ["build", args.recipe, *args.overrides, "--runs", str(args.runs), "--only", stage.name]
     local.run(command, stage.processes, getattr(stage, "restarts", 0))
+    if not is_done(request.paths[stage]):
+        raise Lost(f"The processes that were to make {stage.name} ended without it; the same command goes on.")
 
 
 def make_store(store: Path) -> None:
@@ -103,7 +106,7 @@ class Teller:
     def say(self, text: str) -> None:
         """Print core's `NAME: what` with the recipe's name before it."""
         artifact, _, what = text.partition(": ")
-        self.current = artifact if what == "started" else ""
+        self.current = artifact if what.startswith("started") else ""
         label = self.request.labels.get(artifact, artifact)
         shown = text if label == artifact else f"{label} ({artifact}): {what}"
         self.console.print(shown, style=STYLES.get(what.split()[0], ""), markup=False, soft_wrap=True)

@@ -6,8 +6,13 @@ shard, context, tensor. Of one copy of the weights `shard` and `context` togethe
 """
 
 import contextlib
+import itertools
 import os
-from collections.abc import Iterator
+import queue
+import re
+import threading
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any
@@ -19,9 +24,11 @@ from torch.distributed import distributed_c10d
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from ahkio.core.errors import Lost, UserError
-from ahkio.core.mesh import AXES, Mesh, world_size
+from ahkio.core.mesh import AXES, Mesh, own_rank, world_size
 
-TALK = ("gloo", "NCCL", "Timed out", "timeout", "Connection", "Watchdog", "Broken pipe", "socket")
+TALK = ("gloo", "NCCL", "Timed out", "timeout", "Connection", "Watchdog", "Broken pipe", "socket", "Socket")
+BEAT = 0.5  # seconds between the signs of life of a process
+ANSWER = 5.0  # seconds that the store may take to answer
 PARAMETERS = ("pipe", "replicate", "parameters", "tensor")  # the axes as the weights see them
 
 
@@ -33,6 +40,7 @@ class Group:
     device: torch.device
     devices: DeviceMesh | None = field(default=None, repr=False)  # over AXES
     parameters: DeviceMesh | None = field(default=None, repr=False)  # over PARAMETERS
+    store: dist.Store | None = field(default=None, repr=False)  # where each leaves word for the others
 
     @property
     def rank(self) -> int:
@@ -84,42 +92,89 @@ class Group:
         if self.devices is not None:
             dist.barrier()
 
-    @contextlib.contextmanager
-    def together(self, what: str) -> Iterator[None]:
-        """Around work that all ranks do together, of which `what` is the name: where they lose each other in it, say in
-        one sentence which ranks did not come to it, or that all did."""
-        if self.devices is None:
-            yield
-            return
-        store = dist.PrefixStore("ahkio", distributed_c10d._get_default_store())
-        store.set(str(self.rank), what)
+    def come_to(self, what: str) -> None:
+        """Let the others know that this process now begins `what`."""
+        if self.store:
+            self.store.set(_place(self.rank), what)
+
+    def lost(self, error: BaseException) -> Lost:
+        """One sentence on who is missing, as far as those can tell who still answer."""
+        told = _words(error)
+        sentence = f"The {self.mesh.devices} processes lost each other"
+        who = _within(4 * BEAT + ANSWER, self._missing)
+        if who is None:
+            return Lost(f"{sentence}; rank 0 is gone or hangs, which keeps their words. Rank {self.rank} heard: {told}")
+        return Lost(f"{sentence} {who}. Rank {self.rank} heard: {told}")
+
+    def _missing(self) -> str:
+        store, others = self.store, [rank for rank in range(self.mesh.devices) if rank != self.rank]
+        assert store is not None
+        store.set(_loser(self.rank), "")
+        before = [_read(store, _pulse(rank)) for rank in others]
+        time.sleep(4 * BEAT)
+        after = [_read(store, _pulse(rank)) for rank in others]
+        what = _read(store, _place(self.rank)) or "the start"
+        seen = {rank: _read(store, _place(rank)) or "the start" for rank in others}
+        lively = {rank for rank, old, new in zip(others, before, after, strict=True) if old != new}
+        silent = [rank for rank in others if rank not in lively and _read(store, _loser(rank)) is None]
+        if silent:
+            named = ", ".join(f"rank {rank} (last seen in {seen[rank]})" for rank in silent[:8])
+            return f"in {what}; no sign of life from {named}"
+        behind = ", ".join(f"rank {rank} (in {seen[rank]})" for rank in others if seen[rank] != what)
+        return f"in {what}; all live" + (f", but others are elsewhere: {behind}" if behind else " and had come to it")
+
+
+def _place(rank: int) -> str:
+    return f"place of {rank}"
+
+
+def _pulse(rank: int) -> str:
+    return f"pulse of {rank}"
+
+
+def _loser(rank: int) -> str:
+    return f"{rank} has lost the others"
+
+
+def _read(store: dist.Store, key: str) -> str | None:
+    return store.get(key).decode() if store.check([key]) else None
+
+
+def _beat(store: dist.Store, rank: int, over: threading.Event) -> None:
+    """Show that this process lives, until all is `over`."""
+    with contextlib.suppress(RuntimeError):  # the store has gone, and whoever kept it
+        for number in itertools.count():
+            store.set(_pulse(rank), str(number))
+            if over.wait(BEAT):
+                return
+
+
+def _within(seconds: float, ask: Callable[[], str]) -> str | None:
+    """The answer, or None where there is none so soon: who keeps the store may hang, and is waited for without end."""
+    answers: queue.SimpleQueue[str | None] = queue.SimpleQueue()
+
+    def answer() -> None:
         try:
-            yield
-        except (RuntimeError, dist.DistError) as error:
-            if not str(error) or isinstance(error, torch.OutOfMemoryError) or not _is_of_talk(error):
-                raise
-            others = {rank: _last(store, rank) for rank in range(self.mesh.devices)}
-            behind = [f"rank {rank} (last seen in {seen})" for rank, seen in others.items() if seen != what]
-            who = (
-                f"not there: {', '.join(behind[:8])}"
-                if behind
-                else "all had come to it, and one has left or hangs in it"
-            )
-            raise Lost(
-                f"The {self.mesh.devices} processes lost each other in {what}; {who}. Rank {self.rank} was told: "
-                f"{str(error).splitlines()[0][:200]}"
-            ) from error
+            answers.put(ask())
+        except RuntimeError:  # the store has gone with the process that kept it
+            answers.put(None)
 
-
-def _last(store: dist.Store, rank: int) -> str:
+    threading.Thread(target=answer, daemon=True).start()
     try:
-        return store.get(str(rank)).decode() if store.check([str(rank)]) else "the start"
-    except (RuntimeError, dist.DistError):  # the store itself is gone with the process that held it
-        return "an unknown place"
+        return answers.get(timeout=seconds)
+    except queue.Empty:
+        return None
+
+
+def _words(error: BaseException) -> str:
+    """The first line of torch's error, without the place in its source."""
+    return re.sub(r"^\[[^]]*\] ", "", str(error).splitlines()[0])[:200]
 
 
 def _is_of_talk(error: BaseException) -> bool:
     """Whether torch's error is about processes that do not answer, not about the work itself."""
+    if isinstance(error, torch.OutOfMemoryError):
+        return False
     return isinstance(error, dist.DistError) or any(word in str(error) for word in TALK)
 
 
@@ -134,16 +189,42 @@ def joined(mesh: Mesh, device: str, seconds: float) -> Iterator[Group]:
     if mesh.devices == 1:
         yield Group(mesh, torch.device(device))
         return
-    place = torch.device(device)
+    try:
+        group, over = _join(mesh, torch.device(device), seconds), threading.Event()
+    except (RuntimeError, dist.DistError) as error:
+        if not _is_of_talk(error):
+            raise
+        raise Lost(
+            f"The {mesh.devices} processes did not all come together in {seconds:g} s. Rank {own_rank()} heard: "
+            f"{_words(error)}"
+        ) from error
+    threading.Thread(target=_beat, args=(group.store, group.rank, over), daemon=True).start()
+    try:
+        yield group
+    except (RuntimeError, dist.DistError) as error:
+        if not _is_of_talk(error):
+            raise
+        raise group.lost(error) from error
+    finally:
+        over.set()
+    dist.destroy_process_group()  # not after an error: the others are to notice it when this process has said it
+
+
+def _join(mesh: Mesh, place: torch.device, seconds: float) -> Group:
     if place.type == "cuda":
         place = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
         torch.cuda.set_device(place)
     dist.init_process_group("nccl" if place.type == "cuda" else "gloo", timeout=timedelta(seconds=seconds))
-    try:
-        sizes = tuple(getattr(mesh, axis) for axis in AXES)
-        devices = init_device_mesh(place.type, sizes, mesh_dim_names=AXES)
-        parameter_sizes = (mesh.pipe, mesh.replicate, mesh.shard * mesh.context, mesh.tensor)
-        parameters = init_device_mesh(place.type, parameter_sizes, mesh_dim_names=PARAMETERS)
-        yield Group(mesh, place, devices, parameters)
-    finally:
-        dist.destroy_process_group()
+    sizes = tuple(getattr(mesh, axis) for axis in AXES)
+    devices = init_device_mesh(place.type, sizes, mesh_dim_names=AXES)
+    parameter_sizes = (mesh.pipe, mesh.replicate, mesh.shard * mesh.context, mesh.tensor)
+    parameters = init_device_mesh(place.type, parameter_sizes, mesh_dim_names=PARAMETERS)
+    limit_waits(seconds)
+    store = dist.PrefixStore("ahkio", distributed_c10d._get_default_store().clone())
+    return Group(mesh, place, devices, parameters, store)
+
+
+def limit_waits(seconds: float) -> None:
+    """Let none of the groups that there are by now wait longer; torch gives all but the first its own half an hour."""
+    for group in distributed_c10d._world.pg_map:
+        distributed_c10d._set_pg_timeout(timedelta(seconds=seconds), group)

@@ -153,7 +153,9 @@ def build(stage: Stage, store: Path, say: Say = print, launch: Launch | None = N
         if launch is None:
             raise UserError(f"{stage.name} is for {stage.processes} processes: make it with `ahkio build` or torchrun.")
         say(f"{stage.name}: started in {stage.processes} processes")
+        began = perf_counter()
         launch(stage)
+        say(f"{stage.name}: done in {perf_counter() - began:.1f} s")
     elif own_rank() == 0:
         _make(stage, path, inputs, say)
     elif stage.processes > 1:

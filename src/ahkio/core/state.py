@@ -38,7 +38,7 @@ from torch.distributed.tensor import DTensor, Replicate
 from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
 from ahkio.core.artifact import write_json
-from ahkio.core.errors import UserError
+from ahkio.core.errors import Lost, UserError
 from ahkio.core.group import Group
 
 STATE = "state.json"
@@ -46,7 +46,8 @@ TENSORS = "model.safetensors"
 DTYPES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16", torch.int64: "I64"}
 BLOCK = 4096  # bytes; a direct write begins and ends at multiples of it, in memory and in the file
 CHUNK = 16 << 20  # bytes written at a time
-PATIENCE = 1800  # seconds that the first rank waits for the others' files
+PATIENCE = 600.0  # seconds that the first rank waits for the others' files
+LAST_WORDS = 5.0  # seconds that it waits for them once the run has failed
 
 
 class Saver:
@@ -63,11 +64,14 @@ class Saver:
         keep: int = 1,
         keep_every: int = 0,
         group: Group | None = None,
+        patience: float = PATIENCE,
     ) -> None:
-        """Keep the newest `keep` checkpoints, and those of every `keep_every` steps."""
+        """Keep the newest `keep` checkpoints, and those of every `keep_every` steps. The ranks wait for each other for
+        `patience` seconds."""
         self.folder, self.keep, self.keep_every = folder, keep, keep_every
         self.ranks, self.rank = (group.mesh.devices, group.rank) if group else (1, 0)
         self.attempt = f"-{group.gather(secrets.token_hex(4))[0]}" if group and self.ranks > 1 else ""
+        self._patience, self._failed = patience, threading.Event()
         self._copied = threading.Event()
         self._copied.set()
         self._worker = ThreadPoolExecutor(1, "checkpoint")
@@ -98,9 +102,14 @@ class Saver:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *error: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        """End with the last save; after a failure, if the other ranks take part in it still."""
+        failed = kind is not None and issubclass(kind, Exception)
+        if failed:
+            self._failed.set()
         self._worker.shutdown()
-        self.wait()
+        if not failed:
+            self.wait()
 
     def _save(self, step: int, state: dict[str, Any], ready: torch.cuda.Event | None) -> None:
         try:
@@ -136,13 +145,14 @@ class Saver:
     def _all_files(self, draft: Path) -> dict[str, int]:
         """Every rank's file and its checksum, once all are there."""
         files: dict[str, int] = {}
-        end = time.monotonic() + PATIENCE
-        for rank in range(self.ranks):
-            note = _note(draft, rank)
-            while not note.is_file():
-                if time.monotonic() > end:
-                    raise UserError(f"Rank {rank} has not written its part of {draft} within {PATIENCE} s.")
-                time.sleep(0.02)
+        notes = [_note(draft, rank) for rank in range(self.ranks)]
+        began = time.monotonic()
+        while missing := [rank for rank, note in enumerate(notes) if not note.is_file()]:
+            waited = time.monotonic() - began
+            if waited > (LAST_WORDS if self._failed.is_set() else self._patience):
+                raise Lost(f"Rank {missing[0]} has not written its part of {draft} in {waited:.0f} s.")
+            time.sleep(0.02)
+        for note in notes:
             files |= json.loads(note.read_text())
             note.unlink()
         return files

@@ -24,7 +24,7 @@ def pausing() -> Iterator[None]:
     def pause(number: int, _: FrameType | None) -> None:
         raise Paused(f"Stopped by {signal.Signals(number).name}; the same command goes on.")
 
-    with _handling(pause, signal.SIGTERM, signal.SIGUSR1):
+    with handling(pause, signal.SIGTERM, signal.SIGUSR1):
         yield
 
 
@@ -46,12 +46,13 @@ def asked_to_stop(seconds: float = 0.0) -> Iterator[Callable[[], type[KeyboardIn
             raise wish
         wish, since = KeyboardInterrupt if number == signal.SIGINT else Paused, monotonic()
 
-    with _handling(note, signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+    with handling(note, signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
         yield lambda: wish or (Paused if monotonic() > end else None)
 
 
 @contextlib.contextmanager
-def _handling(handler: Callable[[int, FrameType | None], None], *numbers: signal.Signals) -> Iterator[None]:
+def handling(handler: Callable[[int, FrameType | None], None], *numbers: signal.Signals) -> Iterator[None]:
+    """Let `handler` take these signals within the block; outside the main thread nothing changes."""
     before = {}
     with contextlib.suppress(ValueError):
         for number in numbers:

@@ -116,6 +116,33 @@ def write_shards(
         write_config(config, folder, torch.float32)
 
 
+def convert(source: Path, folder: Path, dtype: torch.dtype, shard_bytes: int = SHARD_BYTES) -> LlamaConfig:
+    """Write the model of the Hugging Face folder `source` as one in `dtype`, with no more than one file's tensors at a
+    time in memory."""
+    config = read_config(source)
+    with torch.device("meta"):
+        model = Llama(config).to(dtype)
+    like = {hf_name(name, Llama.HF_NAMES): weight for name, weight in model.named_parameters()}
+    places = {name: path for path in tensor_files(source) for name in _names(path)}
+    shards = sharded(like, shard_bytes)
+    for file, names in shards.items():
+        _save({name: _read(places[name], name).to(dtype) for name in names}, folder / file)
+    write_index(shards, like, folder)
+    write_config(config, folder, dtype)
+    return config
+
+
+def _names(path: Path) -> list[str]:
+    with safe_open(path, framework="pt") as file:
+        return list(file.keys())
+
+
+def _read(path: Path, name: str) -> Tensor:
+    with safe_open(path, framework="pt") as file:
+        tensor: Tensor = file.get_tensor(name)
+    return tensor
+
+
 def write_config(
     config: LlamaConfig, folder: Path, dtype: torch.dtype, bos: int | None = None, eos: int | None = None
 ) -> None:

@@ -85,9 +85,7 @@ class Block(nn.Module):
         self.mlp = MLP(c)
 
     def forward(self, x_BTD: Tensor, rope: Tensor, bounds: Tensor, longest: int, seen: Seen | None = None) -> Tensor:
-        x_BTD = x_BTD + self.attention(
-            self.attention_norm(x_BTD), rope=rope, bounds=bounds, longest=longest, seen=seen
-        )
+        x_BTD = x_BTD + self.attention(self.attention_norm(x_BTD), rope=rope, bounds=bounds, longest=longest, seen=seen)
         return x_BTD + self.mlp(self.mlp_norm(x_BTD))
 
 

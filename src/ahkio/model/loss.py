@@ -10,14 +10,9 @@ from torch.distributed.tensor import DTensor, Shard
 from torch.distributed.tensor.parallel import loss_parallel
 
 from ahkio.model.operators import softmax_loss_
+from ahkio.model.shape import chunk_rows
 
 IGNORE = -100  # a label that is not trained on
-CHUNK_BYTES = 64 << 20  # of fp32 logits held at a time
-
-
-def chunk_rows(vocab: int) -> int:
-    """How many tokens' fp32 logits fit in CHUNK_BYTES."""
-    return max(16, CHUNK_BYTES // (4 * vocab))
 
 
 def token_losses(x_ND: Tensor, weight_VD: Tensor, labels_N: Tensor) -> Tensor:

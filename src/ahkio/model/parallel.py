@@ -12,7 +12,6 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.checkpoint import HuggingFaceStorageReader, state_dict_loader
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionPolicy, OffloadPolicy, fully_shard
 from torch.distributed.tensor import Replicate, Shard
@@ -24,6 +23,7 @@ from torch.distributed.tensor.parallel import (
     parallelize_module,
 )
 
+from ahkio.core import state
 from ahkio.core.errors import UserError
 from ahkio.core.group import Group
 from ahkio.model.attention import Seen
@@ -167,7 +167,7 @@ def shard(part: Part, parameters: DeviceMesh, group: Group, how: How) -> None:
     settings: dict[str, Any] = {
         "mesh": ranks,
         "mp_policy": MixedPrecisionPolicy(how.compute, torch.float32, cast_forward_inputs=False),
-        "offload_policy": CPUOffloadPolicy() if how.offload else OffloadPolicy(),
+        "offload_policy": CPUOffloadPolicy() if how.offload and group.device.type != "cpu" else OffloadPolicy(),
     }
     for block in part.blocks.values():
         fully_shard(block, **settings)
@@ -182,4 +182,7 @@ def fill(part: Part, folder: Path) -> None:
     """Read from the safetensors of a Hugging Face folder what this rank holds, and no more."""
     tensor_files(folder)  # says what is wrong with the folder, if anything
     wanted = {hf_name(name, Llama.HF_NAMES): weight.detach() for name, weight in part.named_parameters()}
-    state_dict_loader.load(wanted, storage_reader=HuggingFaceStorageReader(str(folder)), no_dist=True)
+    try:
+        state.load(folder, wanted)
+    except (RuntimeError, ValueError) as error:
+        raise UserError(f"{folder} does not hold the Llama of its config.json ({error}); fetch it again.") from error

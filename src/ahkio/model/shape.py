@@ -8,6 +8,12 @@ from typing import Any, Literal
 from ahkio.core.errors import UserError
 
 Recompute = Literal["none", "block", "selective"]  # nothing; all but each block's input; what is cheap to compute
+CHUNK_BYTES = 64 << 20  # of fp32 logits that the loss holds at a time
+
+
+def chunk_rows(vocab: int) -> int:
+    """How many tokens' fp32 logits fit in CHUNK_BYTES."""
+    return max(16, CHUNK_BYTES // (4 * vocab))
 
 
 @dataclass(frozen=True, kw_only=True)

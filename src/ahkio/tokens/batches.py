@@ -122,15 +122,22 @@ class Batches:
 def cut(batch: Batch, micro_rows: int, rank: int, ranks: int) -> list[Batch]:
     """The part of `rank` of a batch, at most `micro_rows` rows at a time."""
     B, T = batch.ids_BT.shape
-    part = B // ranks
-    ends = np.cumsum(batch.lengths)
+    part, ends = B // ranks, np.cumsum(batch.lengths)
     pieces = []
     for first in range(rank * part, (rank + 1) * part, micro_rows):
         rows = slice(first, min(first + micro_rows, (rank + 1) * part))
         inside = (ends > rows.start * T) & (ends <= rows.stop * T)
-        columns = (batch.ids_BT, batch.labels_BT, batch.positions_BT)
-        whole = (batch.sources, batch.rows, batch.documents)
-        pieces.append(Batch(*(c[rows] for c in columns), batch.lengths[inside], *(w[rows] for w in whole)))
+        pieces.append(
+            Batch(
+                ids_BT=batch.ids_BT[rows],
+                labels_BT=batch.labels_BT[rows],
+                positions_BT=batch.positions_BT[rows],
+                lengths=batch.lengths[inside],
+                sources=batch.sources[rows],
+                rows=batch.rows[rows],
+                documents=batch.documents[rows],
+            )
+        )
     return pieces
 
 

@@ -46,11 +46,10 @@ def read_texts(folder: Path, facts: dict[str, Any], documents: int) -> Texts:
 def steps_of(texts: Texts, context: int, rows: Rows) -> Iterator[Batch]:
     """The texts in batches of a training step's shape, each token but the first of a document a label once.
 
-    A document longer than `context` tokens, or than a row, is read in windows that do not overlap, as in
-    model/score.py. Rows are filled up with a stretch that nothing is asked about.
+    A document longer than `context` tokens is read in windows that do not overlap, as in model/score.py. Rows are
+    filled up with a stretch that nothing is asked about.
     """
-    longest = min(context, rows.length)
-    windows = [ids[at : at + longest + 1] for ids in texts.ids for at in range(0, len(ids) - 1, longest)]
+    windows = [ids[at : at + context + 1] for ids in texts.ids for at in range(0, len(ids) - 1, context)]
     packed: list[list[list[int]]] = [[]]
     room = rows.length
     for window in windows:

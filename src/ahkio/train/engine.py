@@ -1,6 +1,7 @@
 """Forward and backward over the mesh: what the rows of a step do to the gradients, on one device or on many."""
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -18,6 +19,7 @@ from ahkio.tokens.batches import Batch, Rows
 from ahkio.train.losses import Inputs, read, together
 from ahkio.train.objectives import NextToken
 
+SETTINGS = ("positions_BT", "bounds", "longest", "seen")  # of Part.forward, beside its input
 DATA = ("replicate", "shard")  # the axes whose ranks read other rows
 TOKENS = (*DATA, "context")  # the axes whose ranks read other tokens
 
@@ -116,7 +118,7 @@ class Pipe:
         assert ranks is not None
         shape = (micro.per_step, micro.length // group.mesh.context // group.mesh.tensor, parts[0].config.width)
         number = group.mesh.pipe * len(parts)
-        self.stages = [
+        self.stages: list[Any] = [  # PipelineStage, which the schedules' own types do not take
             PipelineStage(
                 part,
                 group.place("pipe") + index * group.mesh.pipe,
@@ -155,7 +157,7 @@ class Pipe:
         if self.schedule is None:
             self.schedule = self._open(len(inputs))
         whole = together(inputs)
-        settings = dict(zip(("positions_BT", "bounds", "longest", "seen"), whole.settings, strict=True))
+        settings: dict[str, Any] = dict(zip(SETTINGS, whole.settings, strict=True))
         first = (whole.ids_BT,) if self.parts[0].first else ()
         losses: list[Tensor] = []
         work = self.schedule.step if learn else self.schedule.eval

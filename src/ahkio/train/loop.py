@@ -17,7 +17,7 @@ from torch.optim import Optimizer
 from ahkio.core import machine, state
 from ahkio.core.artifact import sha256
 from ahkio.core.errors import UserError
-from ahkio.core.group import Group, joined
+from ahkio.core.group import Group, joined, limit_waits
 from ahkio.core.log import Log, open_log
 from ahkio.core.mesh import AXES
 from ahkio.core.stage import Facts, Inputs, identity
@@ -83,6 +83,7 @@ def train(run: "Train", out: Path, inputs: Inputs) -> Facts:
         }
         with asked_to_stop(60 * run.time_limit) as stop:
             engine = open_engine(run, inputs[run.start].path, group)
+            limit_waits(run.patience)
             check_tokens(run, inputs, engine.config.vocab)
             optimizer = run.optimizer.build(*engine.models)
             progress = resume(run, out, engine, optimizer, batches)
@@ -156,15 +157,15 @@ def take_step(at: Running, progress: Progress) -> Step:
     run, engine, group = at.run, at.engine, at.engine.group
     number, began = progress.step, perf_counter()
     micro = list(at.batches.micro(number, run.micro_rows, group.data_rank, group.mesh.data_ranks))
-    with group.together(f"step {number}"):
-        step = train_step(
-            engine,
-            at.optimizer,
-            micro,
-            run.schedule.lr(number, run.steps),
-            run.optimizer.clip,
-            lambda loss, norm: run.spikes.healthy(progress.recent, (loss, norm)),
-        )
+    group.come_to(f"step {number}")
+    step = train_step(
+        engine,
+        at.optimizer,
+        micro,
+        run.schedule.lr(number, run.steps),
+        run.optimizer.clip,
+        lambda loss, norm: run.spikes.healthy(progress.recent, (loss, norm)),
+    )
     if step.taken:
         note_step(at, progress, step, perf_counter() - began, micro)
     return step
@@ -201,8 +202,8 @@ def note_step(at: Running, progress: Progress, step: Step, seconds: float, micro
 
 
 def note_bits(at: Running, progress: Progress) -> None:
-    with at.engine.group.together(f"the measuring after step {progress.step}"):
-        found = measure(at.engine, at.sets, at.run.heldout_context, at.run.rows, at.run.micro_rows)
+    at.engine.group.come_to(f"the measuring after {progress.step} steps")
+    found = measure(at.engine, at.sets, at.run.heldout_context, at.run.rows, at.run.micro_rows)
     for name, value in found.items():
         progress.bits_per_byte.setdefault(name, []).append((progress.step, value))
     if found:
@@ -221,7 +222,8 @@ def go_back(at: Running, progress: Progress, step: Step) -> None:
         raise UserError(
             f"Step {number} gave a loss of {step.loss:.4g} and a gradient norm of {step.norm:.4g}, after "
             f"{len(skipped)} rollbacks already; the texts of these batches are in "
-            f"{write_texts(at, [*skipped, {'step': number}])}: mend the data, lower schedule.peak, or allow more with spikes.rollbacks."
+            f"{write_texts(at, [*skipped, {'step': number}])}: mend the data, lower schedule.peak, or allow more with "
+            "spikes.rollbacks."
         )
     at.saver.wait()
     at.engine.group.wait()
@@ -263,7 +265,7 @@ def save(at: Running, progress: Progress) -> None:
 def open_saver(run: "Train", out: Path, engine: Engine, optimizer: Optimizer) -> state.Saver:
     """What saves the run. Its copy of weights and moments goes on behind the next forward and backward pass."""
     tensors = state_tensors(optimizer, engine.weights(copies=False))
-    saver = state.Saver(out / "checkpoints", tensors, run.keep, run.keep_every, engine.group)
+    saver = state.Saver(out / "checkpoints", tensors, run.keep, run.keep_every, engine.group, run.patience)
     optimizer.register_step_pre_hook(lambda *_: saver.wait_until_copied())
     return saver
 

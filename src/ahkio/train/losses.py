@@ -1,10 +1,11 @@
 """The losses behind the objectives, and batches as what a model and a loss are called with."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Partial, Replicate, Shard
@@ -69,11 +70,11 @@ def _level(rows: Sequence[Tensor], last: bool = False) -> Tensor:
     return torch.stack([torch.cat((row, end.expand(length - len(row)))) for row, end in zip(rows, fill, strict=True)])
 
 
-def _on(part: "np.ndarray", device: torch.device) -> Tensor:  # type: ignore[type-arg]
+def _on(part: NDArray[Any], device: torch.device) -> Tensor:
     return torch.from_numpy(np.ascontiguousarray(part)).to(device, non_blocking=True)
 
 
-def _bounds(lengths: "np.ndarray", device: torch.device) -> Tensor:  # type: ignore[type-arg]
+def _bounds(lengths: NDArray[Any], device: torch.device) -> Tensor:
     return _on(np.concatenate(([0], np.cumsum(lengths))).astype(np.int32), device)
 
 

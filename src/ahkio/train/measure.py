@@ -1,6 +1,7 @@
 """Bits per byte on held-out text, in the loop: what was learnt, and what was lost."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 import torch
 
@@ -14,7 +15,7 @@ from ahkio.train.engine import Engine
 def measure(engine: Engine, sets: Mapping[str, Texts], context: int, rows: Rows, micro_rows: int) -> dict[str, float]:
     """Bits per byte of each set. Leaves the model as it was; nothing in it is random.
 
-    On a mesh the texts are packed into steps of `rows`, which go through the model as in training.
+    On a mesh the texts are packed into steps of `rows` rows, which go through the model as in training.
     """
     with torch.compiler.set_stance("force_eager"):  # texts of all lengths: what is compiled is for the training rows
         return {
@@ -27,5 +28,11 @@ def _nats(engine: Engine, texts: Texts, context: int, rows: Rows, micro_rows: in
     (model, *_), group = engine.models, engine.group
     if isinstance(model, Llama):
         return [sum(one) for one in document_losses(model, texts.ids, context)]
-    steps = steps_of(texts, context, rows)
+    steps = steps_of(texts, context, replace(rows, length=row_length(engine, context, rows)))
     return [engine.total(cut(step, micro_rows, group.data_rank, group.mesh.data_ranks)) for step in steps]
+
+
+def row_length(engine: Engine, context: int, rows: Rows) -> int:
+    """Tokens of the rows that held-out texts are packed into: a pipe has to have those of training."""
+    unit = 2 * engine.group.mesh.context * engine.group.mesh.tensor
+    return rows.length if engine.pipe else max(rows.length, -(-context // unit) * unit)

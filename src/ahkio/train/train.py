@@ -61,6 +61,11 @@ class Train(Stage):
     def __post_init__(self) -> None:
         if self.steps < 1:
             raise UserError(f"steps is {self.steps}; a run has at least 1.")
+        if self.mesh.pipe > 1 and self.heldout and self.heldout_context > self.rows.length:
+            raise UserError(
+                f"heldout_context is {self.heldout_context}, but on a pipe texts go through in rows of training, which "
+                f"have {self.rows.length} tokens; make it that, or less."
+            )
         if self.mix.rows and self.mix.rows < self.total_rows:
             raise UserError(
                 f"The mix has {self.mix.rows:,} rows, but {self.steps:,} steps of {self.rows.per_step} rows need "
