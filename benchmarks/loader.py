@@ -68,6 +68,7 @@ LINES = [
         contenders=(OURS, NUMPY),
         bar=0.5,
         goal=1.0,
+        rounds=3,
     ),
     Line(
         setting="batches",
@@ -76,6 +77,7 @@ LINES = [
         contenders=(OURS, MEGATRON),
         bar=1.0,
         goal=5.0,
+        rounds=3,
     ),
 ]
 
