@@ -13,7 +13,7 @@ help:
 	@echo "make quickstart   the whole life of a small model: text, training, evaluation, model card"
 	@echo "make test         all tests"
 	@echo "make check        format, lint, types and the order of imports"
-	@echo "make bench        all benchmarks against the rivals, in about half an hour; writes benchmarks/README.md"
+	@echo "make bench        all benchmarks against the rivals, in 40 minutes; writes benchmarks/README.md"
 	@echo "make clean        remove .venv, .venv-bench and what tools left; runs/ stays"
 
 quickstart: .venv/.all

@@ -44,6 +44,7 @@ class Line:
     title: str  # what is measured, for the table
     unit: str
     contenders: tuple[str, ...]  # ours is called "ahkio"
+    apart: tuple[str, ...] = ()  # contenders that do other work: measured, shown, and not in the ratio
     bar: float  # of the ratio to the best rival; or of our own value, in `unit`, where `absolute`
     goal: float
     higher: bool = True  # is better
@@ -55,6 +56,7 @@ class Line:
     alone: bool = False  # one contender's rounds after the other's, where memory has no room for all at once
     agree: float = 0.0  # how far the contenders' "check" may be from ours, relative
     note: str = ""
+    only_asked: bool = False  # run by --setting alone, as it takes long
 
 
 def main(file: str, lines: Sequence[Line], contender: Callable[[str, str], Contender]) -> None:
@@ -74,7 +76,7 @@ def main(file: str, lines: Sequence[Line], contender: Callable[[str, str], Conte
     else:
         kept = _read(Path(file).stem).get("lines", {})
         for line in lines:
-            if asked.setting in (None, line.setting):
+            if asked.setting == line.setting or (asked.setting is None and not line.only_asked):
                 kept[line.setting] = compare(Path(file), line, line.rounds)
                 print(f"{line.title}: {_summary(kept[line.setting])}", flush=True)
         known = {line.setting: kept[line.setting] for line in lines if line.setting in kept}
@@ -109,7 +111,7 @@ def _rounds(file: Path, line: Line, names: Sequence[str], rounds: int) -> dict[s
 def verdict(line: Line, figures: dict[str, Any]) -> dict[str, Any]:
     """The ratio of medians to the best rival, above 1 where ours is better; and whether the bar is reached."""
     ours = figures[OURS]["median"]
-    rivals = {name: figure["median"] for name, figure in figures.items() if name != OURS}
+    rivals = {name: figure["median"] for name, figure in figures.items() if name not in (OURS, *line.apart)}
     best = (max if line.higher else min)(rivals, key=lambda name: rivals[name]) if rivals else None
     ratio = None if best is None else (ours / rivals[best] if line.higher else rivals[best] / ours)
     judged = ours if line.absolute else ratio
@@ -155,7 +157,8 @@ def _row(name: str, line: dict[str, Any]) -> str:
     ratio = "" if found["ratio"] is None else f"**{found['ratio']:.2f}x**"
     kind = f" {unit}" if line["absolute"] else "x"
     verdict = "reached" if found["passed"] else "**below the bar**"
-    note = f"; {line['note']}" if line["note"] else ""
+    apart = [f"{name} {_spread(figures[name])}" for name in line.get("apart", ())]
+    note = "".join(f"; {text}" for text in (line["note"], *apart) if text)
     return (
         f"| [{line['title']}]({name}.py), {unit} | {_spread(figures[OURS])} | {theirs} | {ratio} "
         f"| {line['bar']:g}{kind} | {line['goal']:g}{kind} | {verdict}{note} |"

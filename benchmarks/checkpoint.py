@@ -231,6 +231,7 @@ LINES = (
         bar=1.0,
         goal=2.0,
         higher=False,
+        rounds=3,
     ),
     Line(
         setting="bytes",

@@ -36,8 +36,8 @@ NEAR = 1e-5  # of two log-likelihoods in fp32, relative
 SETTINGS = {
     "5-shot": (5, 40, 2, "default"),
     "10-shot": (10, 64, 2, "default"),
-    "10-shot-fixed": (10, 64, 8, "first_n"),
-    "whole-run": (5, 40, 5, "default"),
+    "10-shot-fixed": (10, 64, 6, "first_n"),
+    "whole-run": (5, 40, 12, "default"),
 }
 HFLM = ("hflm-batch-1", "hflm-batch-8")
 NOTE = "auto picks a batch by trying 64 rows five times, minutes on a CPU; 16 is no faster than 8"
@@ -50,7 +50,7 @@ LINES = (
         contenders=("ahkio", *HFLM),
         bar=3,
         goal=5,
-        rounds=3,
+        rounds=2,
         quick=("ahkio", "hflm-batch-8"),
         agree=1e-5,
         note=NOTE,
@@ -84,7 +84,7 @@ LINES = (
         contenders=("ahkio", "hflm-batch-8"),
         bar=2,
         goal=4,
-        rounds=2,
+        rounds=1,
         warm=0,
         agree=1e-5,
     ),

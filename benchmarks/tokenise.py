@@ -52,6 +52,7 @@ LINES = [
         goal=40.0,
         rounds=3,
         note="the rival's time over 6 MB, drawn out in a straight line; files over 6 MB equal byte for byte",
+        only_asked=True,
     ),
     Line(
         setting="whole",
@@ -61,7 +62,7 @@ LINES = [
         bar=15.0,
         goal=40.0,
         rounds=1,
-        note="one round; files equal byte for byte to Megatron's",
+        note="one round; files equal byte for byte to Megatron's; half of our 3 s is the loading of the tokenizer",
     ),
     Line(
         setting="waits",

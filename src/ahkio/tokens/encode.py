@@ -1,5 +1,6 @@
 """Documents to ids between marks, a batch at a time; and many such jobs on all cores, in order."""
 
+import contextlib
 import multiprocessing
 import os
 import signal
@@ -30,11 +31,24 @@ Result = TypeVar("Result")
 
 @lru_cache(maxsize=1)
 def encoder_of(folder: Path, bos: str, eos: str, fast: bool) -> Encoder:
-    """The encoder of a folder, kept for all jobs of a process; fastokens is loaded beside it where it may be `fast`."""
+    """The encoder of a folder, kept for all jobs of a process; fastokens is loaded beside it where it may be `fast`.
+
+    Of the two only fastokens lets other threads go on while it loads, so it begins.
+    """
     with ThreadPoolExecutor(1) as beside:
+        begun = threading.Event()
         if fast:
-            beside.submit(load_fastokens, folder / "tokenizer.json")  # what fails here fails, and is told, in `proven`
+            beside.submit(_load_fast, folder / "tokenizer.json", begun)
+            begun.wait()
         return Encoder.load(folder, bos, eos)
+
+
+def _load_fast(path: Path, begun: threading.Event) -> None:
+    """What fails here fails, and is told, in Encoder.proven."""
+    with contextlib.suppress(ImportError):
+        import fastokens  # noqa: F401  takes a moment
+    begun.set()
+    load_fastokens(path)
 
 
 def batches(texts: Iterable[str]) -> Iterator[list[str]]:
