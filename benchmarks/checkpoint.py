@@ -33,6 +33,7 @@ from ahkio.core import state
 from ahkio.model.llama import random_model
 from ahkio.model.shape import LlamaConfig
 from ahkio.tokens.batches import Batch
+from ahkio.train.engine import alone
 from ahkio.train.objectives import NextToken
 from ahkio.train.optimizer import AdamW, state_tensors
 from ahkio.train.step import train_step
@@ -138,9 +139,10 @@ class Training:
             (0,),
             (0,),
         )
-        self.step = lambda: train_step(model, optimizer, NextToken(), [batch], 1e-4, 1.0)
+        engine = alone(model, NextToken())
+        self.step = lambda: train_step(engine, optimizer, [batch], 1e-4, 1.0)
         self.step()
-        self.tensors = state_tensors(model, optimizer)
+        self.tensors = state_tensors(optimizer, model.named_parameters())
 
     def _wait(self) -> None:
         began = perf_counter()

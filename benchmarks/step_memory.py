@@ -29,12 +29,11 @@ SETTINGS = {
 
 
 def ahkio(c: LlamaConfig, work: Work) -> float:
+    from ahkio.train.engine import alone
     from ahkio.train.objectives import NextToken
 
     model, _ = prepared(c, BF16)
-    loss = NextToken().loss(model, batch_of(work, 0))
-    (loss.total / loss.count).backward()
-    return loss.total.item() / loss.count
+    return alone(model, NextToken()).learn([batch_of(work, 0)])
 
 
 def transformers_loop(c: LlamaConfig, work: Work) -> float:

@@ -118,11 +118,13 @@ def first_weights(c: LlamaConfig) -> "Llama":
 def ahkio(
     work: Work, c: LlamaConfig = SMOLLM2_135M, bf16: bool = BF16, device: str = "cpu", compiled: bool = False
 ) -> Step:
+    from ahkio.train.engine import alone
     from ahkio.train.objectives import NextToken
     from ahkio.train.step import train_step
 
     model, optimizer = prepared(c, bf16, device, compiled)
-    return lambda step: train_step(model, optimizer, NextToken(), [batch_of(work, step)], LR, CLIP)[0]
+    engine = alone(model, NextToken())
+    return lambda step: train_step(engine, optimizer, [batch_of(work, step)], LR, CLIP).loss
 
 
 def ahkio_without_kernels(work: Work) -> Step:

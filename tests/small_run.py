@@ -93,6 +93,18 @@ class Patient(NextToken):
         return super().total(model, x_BTD, labels_BT)
 
 
+@dataclass(frozen=True)
+class Poisoned(Patient):
+    """The usual objective, but for a batch that holds a certain row."""
+
+    row: tuple[int, ...] = ()  # its labels
+    factor: float = float("inf")  # of the loss of that batch
+
+    def total(self, model, x_BTD, labels_BT):
+        loss = super().total(model, x_BTD, labels_BT)
+        return loss * self.factor if list(self.row) in labels_BT.tolist() else loss
+
+
 def tokens(name, side="train"):
     return Tokens(corpus=SmallCorpus(), domain=name, tokenizer=SmallModel(), side=side, workers=1, fast=False)
 

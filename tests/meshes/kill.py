@@ -30,14 +30,14 @@ RECIPE = """\
 from dataclasses import replace
 from small_run import TRAIN as run
 from ahkio.core.mesh import Mesh
-TRAIN = replace(run, mesh=Mesh({axis}=2), heldout_context=32, heldout_documents=3, micro_batch=3)
+TRAIN = replace(run, mesh=Mesh({axis}=2), steps=12, heldout_context=32, heldout_documents=3, micro_batch=3)
 """
 MESHES = ("shard", "pipe")
 MOMENTS = ("start", "step", "save", "measuring", "publish")
 SIGNALS = ("SIGKILL", "SIGTERM", "SIGSTOP")
 WHOM = ("one", "all", "parent")
-PATIENCE = 8  # seconds, of a process for another
-SLOW = ("train.objective.pause=0.15", "train.measure_every=2", "train.save_every=1", f"train.patience={PATIENCE}")
+PATIENCE = 12  # seconds, of a process for another
+SLOW = ("train.objective.pause=0.1", "train.measure_every=4", "train.save_every=1", f"train.patience={PATIENCE}")
 ASKED = (-signal.SIGKILL, -signal.SIGTERM, 75)  # how `ahkio build` ends that was killed or asked to stop
 LIMIT = 240.0  # seconds for what comes after a kill
 
@@ -59,6 +59,7 @@ class Round:
     process: "subprocess.Popen[bytes] | None" = None
     log: list[dict[str, object]] = field(default_factory=list)
     starts: int = 0
+    began: float = field(default_factory=time.monotonic)
 
     @property
     def runs(self) -> Path:
@@ -73,9 +74,9 @@ class Round:
         return (self.folder / "words.txt").read_text()
 
 
-def start(run: Round, *overrides: str) -> None:
+def start(run: Round, *overrides: str, restarts: int = 99) -> None:
     """`ahkio build` of the recipe; its words and its workers' go to words.txt."""
-    command = [sys.executable, "-m", "ahkio", "build", str(run.recipe), *overrides, "train.restarts=99"]
+    command = [sys.executable, "-m", "ahkio", "build", str(run.recipe), *overrides, f"train.restarts={restarts}"]
     with open(run.folder / "words.txt", "ab") as words:
         run.process = subprocess.Popen(
             [*command, "--runs", str(run.runs)], stdout=words, stderr=words, env=environment(), start_new_session=True
@@ -133,7 +134,7 @@ def came(run: Round, moment: str, drafts_before: set[str], lines_before: int) ->
     if moment == "publish":
         return (run.draft / "model").exists()
     taken = lines(run)
-    return taken not in (0, lines_before) and (moment == "step" or taken % 2 == 0)
+    return taken not in (0, lines_before) and (moment == "step" or taken % 4 == 0)
 
 
 def drafts(run: Round) -> set[str]:
@@ -153,7 +154,8 @@ def strike(run: Round, kill: Kill) -> set[int]:
     ranks = sorted(there)
     hit = {"one": [there[rank] for rank in run.dice.sample(ranks, min(1, len(ranks)))], "all": list(there.values())}
     pids = hit.get(kill.whom, [run.process.pid])
-    found = {"steps": lines(run), "drafts": sorted(drafts(run)), "checkpoints": check(run)}
+    found = {"seconds": round(time.monotonic() - run.began, 1), "steps": lines(run)}
+    found |= {"drafts": sorted(drafts(run)), "checkpoints": check(run)}
     told = len(run.words)
     send(pids, kill.signal)
     run.log.append(asdict(kill) | found | {"ranks": [rank for rank, pid in there.items() if pid in pids]})
@@ -225,7 +227,7 @@ def same(found: Artifact, wanted: Artifact) -> None:
         assert found.facts[fact] == wanted.facts[fact], fact
     last = [{name: points[-1] for name, points in one.facts["bits_per_byte"].items()} for one in (found, wanted)]
     assert last[0] == last[1]
-    assert [path.name for path in (found.path / "checkpoints").iterdir()] == ["step-00000008"]
+    assert [path.name for path in (found.path / "checkpoints").iterdir()] == ["step-00000012"]
 
 
 def open_round(folder: Path, axis: str, seed: object, inputs: Path | None = None) -> Round:
@@ -292,8 +294,8 @@ def write(path: Path, seed: int, log: list[dict[str, object]]) -> None:
     table = "\n".join("| " + " | ".join(map(str, row)) + " |" for row in rows)
     hung = [one["noticed"] for one in log if one.get("noticed") is not None]
     path.write_text(
-        f"# {len(log)} kills, seed {seed}\n\nEach run ended in the bits of one that was left alone. Of {len(hung)} hung "
-        f"ranks {sum(map(bool, hung))} were noticed by the others.\n\n{table}\n\n"
+        f"# {len(log)} kills, seed {seed}\n\nEach run ended in the bits of one that was left alone. Of {len(hung)} "
+        f"hung ranks {sum(map(bool, hung))} were noticed by the others.\n\n{table}\n\n"
         + "".join(f"- {json.dumps(one)}\n" for one in log)
     )
 

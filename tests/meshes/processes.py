@@ -1,5 +1,6 @@
 """Processes that talk over gloo, for tests: as many as a mesh has, each on one thread."""
 
+import contextlib
 import json
 import os
 import socket
@@ -16,8 +17,11 @@ def run(folder, processes, jobs):
     folder.mkdir(parents=True, exist_ok=True)
     outs = [folder / f"{number}.json" for number in range(len(jobs))]
     work = folder / "jobs.json"
-    work.write_text(json.dumps([job | {"out": str(out)} for job, out in zip(jobs, outs, strict=True)]))
-    common = os.environ | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": str(processes)}
+    ports = free_ports(len(jobs))
+    work.write_text(
+        json.dumps([job | {"out": str(out), "port": port} for job, out, port in zip(jobs, outs, ports, strict=True)])
+    )
+    common = os.environ | {"MASTER_ADDR": "127.0.0.1", "WORLD_SIZE": str(processes)}
     logs = [folder / f"rank-{rank}.log" for rank in range(processes)]
     started = []
     for rank, log in enumerate(logs):
@@ -34,7 +38,10 @@ def run(folder, processes, jobs):
     return [json.loads(out.read_text()) for out in outs]
 
 
-def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+def free_ports(count):
+    """Ports that nothing listens on, for each job one to meet at."""
+    with contextlib.ExitStack() as stack:
+        probes = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for probe in probes:
+            probe.bind(("127.0.0.1", 0))
+        return [probe.getsockname()[1] for probe in probes]

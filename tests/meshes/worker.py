@@ -1,25 +1,29 @@
 """What each process of a mesh test runs: `python worker.py JOB`, under torchrun's variables. JOB is a file of JSON: a
 list of {"call": a function of this file, ...its arguments, "out": where rank 0 writes what it returns}."""
 
+import ctypes
 import json
 import os
 import sys
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from small_run import MIX, TRAIN, quiet
 
+from ahkio.core import machine
 from ahkio.core.group import joined
 from ahkio.core.mesh import Mesh
 from ahkio.core.stage import build
 from ahkio.model.parallel import How, open_parts
 from ahkio.model.shape import read_config
-from ahkio.tokens.batches import Rows, open_batches
+from ahkio.tokens.batches import Batch, Rows, open_batches
 from ahkio.train import loop
 from ahkio.train.engine import Engine
+from ahkio.train.optimizer import set_step, state_tensors
 from ahkio.train.spikes import Spikes
 from ahkio.train.step import train_step
 
@@ -33,7 +37,7 @@ def steps(model, inputs, mesh, count, micro=1, parts_per_rank=1, compute="float3
     mesh, rows = Mesh(**mesh), Rows(length=32, per_step=8)
     paths = {stage: Path(inputs) / stage.name for stage in MIX.sources.values()}
     batches = open_batches(MIX, paths, rows, count * rows.per_step)
-    with joined(mesh, "cpu", 60) as group:
+    with joined(mesh, "cpu", 240) as group:
         how = How(compute=getattr(torch, compute), recompute=recompute)
         parts = open_parts(Path(model), read_config(Path(model)), group, how, parts_per_rank)
         engine = Engine(parts, TRAIN.objective, group, replace(rows, per_step=micro))
@@ -44,6 +48,35 @@ def steps(model, inputs, mesh, count, micro=1, parts_per_rank=1, compute="float3
             found.append(train_step(engine, optimizer, own, 1e-2 * (step + 1) / count, 1.0)[:2])
             read.append(group.gather([row for batch in own for row in batch.rows]))
     return {"steps": found, "rows": read}
+
+
+def memory(model, mesh, rows, micro, recompute="none"):
+    """By how many bytes each rank's peak of resident memory grows when the engine is built and takes two steps.
+
+    Each bigger tensor gets pages of its own, which go back as it is freed: what is measured is what tensors need at a
+    time. Without that, and with keep_freed_memory, the C library keeps what is freed for later, and the peak has gaps.
+    """
+    ctypes.CDLL(None).mallopt(-3, 1 << 16)  # M_MMAP_THRESHOLD, in bytes
+    run = replace(RUN, mesh=Mesh(**mesh), rows=Rows(**rows), micro_batch=micro, recompute=recompute, heldout=())
+    with joined(run.mesh, "cpu", 120) as group, machine.peak_memory() as peak:
+        before = peak()
+        engine = loop.open_engine(run, Path(model), group)
+        optimizer = run.optimizer.build(*engine.models)
+        state_tensors(optimizer, engine.weights())
+        set_step(optimizer, 0)
+        own = [
+            random_batch(engine.config.vocab, run.rows.length, micro, seed)
+            for seed in range(run.setup(engine.config).micro_batches)
+        ]
+        for _ in range(2):
+            train_step(engine, optimizer, own, 1e-4, 1.0)
+        return group.gather(peak() - before)
+
+
+def random_batch(vocab, length, rows, seed):
+    ids = np.random.default_rng(seed).integers(0, vocab, (rows, length))
+    positions = np.tile(np.arange(length), (rows, 1))
+    return Batch(ids, ids, positions, np.full(rows, length, np.int32), ("",) * rows, tuple(range(rows)), (1,) * rows)
 
 
 class KilledError(Exception):
@@ -81,9 +114,8 @@ def poro(store, name):
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    port = int(os.environ["MASTER_PORT"])
-    for number, job in enumerate(json.loads(Path(sys.argv[1]).read_text())):
-        os.environ["MASTER_PORT"] = str(port + number)
+    for job in json.loads(Path(sys.argv[1]).read_text()):
+        os.environ["MASTER_PORT"] = str(job.pop("port"))
         out = job.pop("out")
         found = globals()[job.pop("call")](**job)
         if os.environ["RANK"] == "0":

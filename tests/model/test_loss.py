@@ -3,7 +3,7 @@ import torch
 import torch.nn.functional as F
 from tiny_llama import close
 
-from ahkio.model import loss
+from ahkio.model import loss, shape
 from ahkio.model.loss import IGNORE, summed_loss, token_losses
 
 
@@ -89,4 +89,4 @@ def test_what_is_kept_for_the_backward_pass_does_not_grow_with_tokens_times_voca
 
 
 def test_a_chunk_of_logits_stays_within_its_bytes():
-    assert 4 * 128_256 * loss.chunk_rows(128_256) <= loss.CHUNK_BYTES
+    assert 4 * 128_256 * shape.chunk_rows(128_256) <= shape.CHUNK_BYTES

@@ -55,6 +55,24 @@ def test_every_figure_of_the_card_is_a_fact(tmp_path: Path) -> None:
     assert "exact duplicate 3" in page
 
 
+def test_what_did_not_go_as_planned_is_told_only_where_something_did_not(tmp_path: Path) -> None:
+    life = a_life(tmp_path / "store")
+    assert "Batches left out" not in make(life, tmp_path / "usual")
+    assert "Changed on the way" not in (tmp_path / "usual" / "README.md").read_text()
+    other = a_life(tmp_path / "other")
+    other.facts["Train"] |= {
+        "skipped": [
+            {"step": 1205, "loss": None, "grad_norm": None, "back_to": 1200},
+            {"step": 1300, "loss": 9.25, "grad_norm": 87.0, "back_to": 1300},
+        ],
+        "accepted": [{"field": "schedule.peak", "old": 1e-3, "new": 2e-4, "step": 800}],
+    }
+    page = make(other, tmp_path / "card")
+    assert "**Batches left out:** 2, for spikes at step 1,205 (loss not finite, gradient norm not finite) and " in page
+    assert "1,300 (loss 9.25, gradient norm 87)" in page
+    assert "**Changed on the way:** schedule.peak from 0.001 to 0.0002 after 800 steps" in page
+
+
 def test_other_facts_give_other_figures(tmp_path: Path) -> None:
     life = a_life(tmp_path / "store")
     life.facts["Train"]["optimizer"]["weight_decay"] = 0.07

@@ -7,7 +7,7 @@ import pytest
 
 from ahkio.core.errors import UserError
 from ahkio.core.stage import Stage
-from ahkio.tokens.batches import IGNORE, Rows, add, audit, merged, open_batches, plan_of
+from ahkio.tokens.batches import IGNORE, Rows, add, audit, cut, merged, open_batches, plan_of, stretches_of
 from ahkio.tokens.mixture import Mix, Segment, Share
 from ahkio.tokens.shards import ShardWriter, id_dtype
 
@@ -134,6 +134,42 @@ def test_a_batch_depends_on_step_and_rank_alone(world):
     batches = opened(world)
     for step in (3, 1, 0, 2):
         assert all(same(a, b) for a, b in zip(batches.micro(step, 4, 1, 2), forwards[step], strict=True))
+
+
+@pytest.mark.parametrize("ranks", [2, 4])
+def test_context_ranks_share_a_row_and_each_stretch_sees_its_document_up_to_itself(world, ranks):
+    (batch,) = opened(world).micro(1, 12)
+    parts = [stretches_of(batch, rank, ranks) for rank in range(ranks)]
+    everyone = np.concatenate([part.ids_BT.reshape(-1) for part in parts])
+    assert sorted(everyone) == sorted(batch.ids_BT.reshape(-1))
+    assert sum((part.labels_BT != IGNORE).sum() for part in parts) == (batch.labels_BT != IGNORE).sum()
+    for part in parts:
+        own, seen = part.ids_BT.reshape(-1), np.split(everyone[part.places], np.cumsum(part.seen_lengths)[:-1])
+        stretches = np.split(own, np.cumsum(part.lengths)[:-1])
+        starts = np.split(part.positions_BT.reshape(-1), np.cumsum(part.lengths)[:-1])
+        for stretch, positions, keys in zip(stretches, starts, seen, strict=True):
+            assert len(keys) == positions[-1] + 1  # from the document's first token on
+            assert keys[-len(stretch) :].tolist() == stretch.tolist()
+
+
+def test_context_ranks_have_as_much_to_attend_to(world):
+    (batch,) = opened(world, documents="across").micro(0, 12)
+    work = [(part.lengths * part.seen_lengths).sum() for part in (stretches_of(batch, rank, 4) for rank in range(4))]
+    assert max(work) < 1.3 * min(work)
+
+
+def test_rows_that_context_ranks_cannot_cut_are_refused(world):
+    (batch,) = opened(world).micro(0, 12)
+    with pytest.raises(UserError, match="3 context ranks"):
+        stretches_of(batch, 0, 3)
+
+
+def test_a_batch_is_cut_as_it_would_have_been_read(world):
+    batches = opened(world)
+    (whole,) = batches.micro(1, 12)
+    for rank in range(3):
+        for one, other in zip(cut(whole, 2, rank, 3), batches.micro(1, 2, rank, 3), strict=True):
+            assert same(one, other)
 
 
 def test_a_step_that_ranks_cannot_share_evenly_is_refused(world):

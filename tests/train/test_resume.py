@@ -23,7 +23,6 @@ from ahkio.core.artifact import Artifact, draft_of
 from ahkio.core.errors import UserError
 from ahkio.core.stage import build
 from ahkio.train import loop
-from ahkio.train.optimizer import Cosine
 
 RECIPE = "from small_run import TRAIN\n"
 
@@ -254,13 +253,56 @@ def test_a_torn_state_is_refused(stopped, recipe, capsys):
 
 
 def test_a_foreign_checkpoint_is_refused_by_the_field_that_differs(store, recipe, capsys, monkeypatch):
-    other = replace(TRAIN, schedule=Cosine(peak=5e-3))
+    other = replace(TRAIN, schedule=replace(TRAIN.schedule, peak=5e-3))
     stop_at(monkeypatch, loop, "train_step", 5, store, other)
     shutil.copytree(draft_of(store / other.name), draft(store))
     said = refusal(recipe, store, capsys)
     assert "of another run" in said
-    assert "its schedule is" in said
-    assert "0.005" in said
+    assert "its schedule.peak is 0.005, here it is 0.01;" in said
+    assert "--accept" in said
+
+
+def test_a_change_that_is_accepted_is_recorded_and_the_run_goes_on(store, recipe, capsys, monkeypatch):
+    other = replace(TRAIN, schedule=replace(TRAIN.schedule, peak=5e-3))
+    stop_at(monkeypatch, loop, "train_step", 5, store, other)
+    shutil.copytree(draft_of(store / other.name), draft(store))
+    before = [line["lr"] for line in metrics(draft(store))][:4]
+    assert main(["build", str(recipe), "--runs", str(store.parent), "--accept"]) == 0
+    made = Artifact(store / TRAIN.name)
+    assert made.facts["accepted"] == [{"field": "schedule.peak", "old": 5e-3, "new": 1e-2, "step": 4}]
+    assert [line["lr"] for line in metrics(made.path)][:4] == before
+    assert metrics(made.path)[4]["lr"] == TRAIN.schedule.lr(4, 8)
+    saved = state.read_state(next((made.path / "checkpoints").iterdir()))
+    assert saved["accepted"] == made.facts["accepted"]
+
+
+def test_a_change_that_was_accepted_once_is_not_asked_about_again(unbroken, store, recipe, monkeypatch):
+    other = replace(TRAIN, schedule=replace(TRAIN.schedule, peak=5e-3))
+    stop_at(monkeypatch, loop, "train_step", 3, store, other)
+    shutil.copytree(draft_of(store / other.name), draft(store))
+    stop_at(monkeypatch, loop, "train_step", 3, store, replace(TRAIN, accept=True))
+    made = build(TRAIN, store, quiet)
+    (change,) = made.facts["accepted"]
+    assert (change["field"], change["step"]) == ("schedule.peak", 2)
+    assert made.facts["ledger"] == unbroken.facts["ledger"]
+    assert made.facts["restarts"] == 2
+
+
+def test_rows_that_were_not_the_plans_are_refused_even_so(stopped, recipe, capsys):
+    path = checkpoint(stopped) / state.STATE
+    saved = json.loads(path.read_text())
+    saved["ledger"]["fi"]["rows"] += 1
+    path.write_text(json.dumps(saved))
+    capsys.readouterr()
+    assert main(["build", str(recipe), "--runs", str(stopped.parent), "--accept"]) == 2
+    assert "source 'fi'" in capsys.readouterr().err
+
+
+def test_the_newest_checkpoints_are_kept_and_those_of_every_so_many_steps(unbroken, store):
+    made = build(replace(TRAIN, save_every=1, keep=2, keep_every=3), store, quiet)
+    same_run(made, unbroken)
+    kept = sorted(path.name for path in (made.path / "checkpoints").iterdir())
+    assert kept == [f"step-{step:08d}" for step in (3, 6, 7, 8)]
 
 
 def test_a_ledger_that_is_not_the_plans_is_refused(stopped, recipe, capsys):

@@ -3,6 +3,7 @@
 import argparse
 import json
 import os
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from rich.console import Console
 
 from ahkio.commands.request import Parsers, Request, add_command, read_request
 from ahkio.core.artifact import Artifact, draft_of, is_done
+from ahkio.core.config import substitute
 from ahkio.core.errors import Lost, UserError
 from ahkio.core.mesh import own_rank
 from ahkio.core.stage import Stage, build, lineage
@@ -30,15 +32,17 @@ def add_to(commands: Parsers) -> None:
         "ahkio build recipes/quickstart.py train.steps=100",
         "a recipe, and the stage in it to make (the last one if left out)",
     )
+    parser.add_argument("--accept", action="store_true", help="go on from a checkpoint with other settings; recorded")
     parser.add_argument("--only", metavar="ARTIFACT", help=argparse.SUPPRESS)  # for the processes that launch() starts
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
     request = read_request(args)
+    request = accepting(request) if args.accept else request
     make_store(request.store)
     if args.only:
-        local.end_with_launcher()
+        local.follow_launcher()
         return build_only(args.only, request)
     existed = {path for path in request.paths.values() if is_done(path)}
     teller = Teller(request, Console(stderr=True, highlight=False, quiet=own_rank() > 0))
@@ -77,10 +81,21 @@ def status_of(interrupt: KeyboardInterrupt) -> int:
 
 def launch(args: argparse.Namespace, request: Request, stage: Stage) -> None:
     """Make a stage for several processes, in processes of this machine."""
-    command = ["build", args.recipe, *args.overrides, "--runs", str(args.runs), "--only", stage.name]
+    options = ["--accept"] if args.accept else []
+    command = ["build", args.recipe, *args.overrides, *options, "--runs", str(args.runs), "--only", stage.name]
     local.run(command, stage.processes, getattr(stage, "restarts", 0))
     if not is_done(request.paths[stage]):
         raise Lost(f"The processes that were to make {stage.name} ended without it; the same command goes on.")
+
+
+def accepting(request: Request) -> Request:
+    """The request with stages that may go on from what other settings have begun."""
+    values = request.values
+    while strict := [one for one in lineage(values[request.name]) if getattr(one, "accept", True) is False]:
+        one: Any = strict[0]
+        lax: Stage = replace(one, accept=True)
+        values = {name: substitute(value, strict[0], lax) for name, value in values.items()}
+    return replace(request, values=values)
 
 
 def make_store(store: Path) -> None:

@@ -2,18 +2,39 @@
 
 import argparse
 import json
+from itertools import zip_longest
 from typing import Any
 
 from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from ahkio.commands.meshes import run_search
 from ahkio.commands.request import Parsers, Request, add_command, read_request
 from ahkio.core.artifact import draft_of, is_done
+from ahkio.core.errors import UserError
+from ahkio.core.machine import DEVICES, GiB
 from ahkio.core.stage import Facts, Known, Stage, inputs_of, knowledge, lineage
 from ahkio.release.record import duration
 
-LIFTED = ("steps", "tokens", "parameters", "sources", "memory_bytes", "seconds")
+LIFTED = ("steps", "tokens", "parameters", "sources", "memory_bytes", "memory", "seconds", "seconds_per_step", "step")
+MEMORY = {  # the parts of estimate.Memory, as they are shown
+    "parameters": "weights",
+    "gradients": "gradients",
+    "optimizer": "optimizer",
+    "gathered": "weights gathered or cast",
+    "activations": "activations",
+    "logits": "logits and loss",
+    "communication": "messages",
+}
+STEP = {  # and of pace.Pace
+    "compute": "computing",
+    "bubble": "waiting for the pipe",
+    "data": "shard, replicate",
+    "tensor": "tensor",
+    "context": "context",
+    "pipe": "pipe",
+}
 
 
 def add_to(commands: Parsers) -> None:
@@ -24,10 +45,17 @@ def add_to(commands: Parsers) -> None:
         "ahkio plan recipes/poro2_8b.py --json",
         "a recipe, and the stage in it that is meant (the last one if left out)",
     )
+    parser.add_argument("--search", action="store_true", help="propose meshes that fit, the fastest first")
+    parser.add_argument("--gpus", type=int, metavar="N", help="devices to search for (default: those of the mesh)")
+    parser.add_argument("--device", metavar="NAME", help=f"their kind, instead of mesh.device: {', '.join(DEVICES)}")
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
+    if args.search:
+        return run_search(args, read_request(args))
+    if args.gpus is not None or args.device is not None:
+        raise UserError("--gpus and --device say what to search for; add --search, or set mesh.device in the recipe.")
     plan = plan_of(read_request(args))
     if args.json:
         print(json.dumps(plan, indent=1, ensure_ascii=False))
@@ -97,6 +125,8 @@ def show_plan(plan: dict[str, Any], console: Console) -> None:
         console.print(f"{plan['steps']:,} steps, {plan.get('tokens', 0):,} tokens", style="bold")
         console.print(source_table(plan.get("sources", {})))
         console.print(cost_line(plan), soft_wrap=True)
+        if "memory" in plan and "step" in plan:
+            console.print(cost_table(plan))
     for kind, style in {"warnings": "yellow", "refusals": "red"}.items():
         for text in plan[kind]:
             word = "Warning" if kind == "warnings" else "Refused"
@@ -130,7 +160,23 @@ def cost_line(plan: dict[str, Any]) -> str:
     if plan.get("parameters"):
         parts.append(f"{plan['parameters']:,} parameters")
     if plan.get("memory_bytes"):
-        parts.append(f"about {plan['memory_bytes'] / 2**30:,.1f} GiB of memory")
+        parts.append(f"about {plan['memory_bytes'] / GiB:,.1f} GiB of memory on each device")
+    if host := plan.get("memory", {}).get("host"):
+        parts.append(f"{host / GiB:,.1f} GiB beside it for the checkpoint's copy")
     if plan.get("seconds"):
         parts.append(f"about {duration(plan['seconds'])}")
     return ", ".join(parts)
+
+
+def cost_table(plan: dict[str, Any]) -> Table:
+    """What a device's memory holds at its fullest, and where a step's time goes."""
+    table = Table("memory of a device", box=box.SIMPLE_HEAD)
+    table.add_column("GiB", justify="right")
+    table.add_column("time of a step")
+    table.add_column("s", justify="right")
+    held = [(text, f"{plan['memory'][key] / GiB:.2f}") for key, text in MEMORY.items() if plan["memory"][key]]
+    spent = [(text, f"{plan['step'][key]:.2f}") for key, text in STEP.items() if plan["step"][key]]
+    for left, right in zip_longest(held, spent, fillvalue=("", "")):
+        table.add_row(*left, *right)
+    table.add_row("in all", f"{plan['memory_bytes'] / GiB:.2f}", "in all", f"{plan['seconds_per_step']:.2f}")
+    return table

@@ -1,8 +1,8 @@
 """The processes of a run: how they meet, where each sits on the mesh, and what they tell each other.
 
 The mesh's axes from the outermost, whose ranks may be far apart, to the innermost, whose ranks talk most: pipe,
-replicate,
-shard, context, tensor. Of one copy of the weights `shard` and `context` together hold a part each ("parameters").
+replicate, shard, context, tensor. Of one copy of the weights `shard` and `context` together hold a part each
+("parameters").
 """
 
 import contextlib
@@ -10,6 +10,7 @@ import itertools
 import os
 import queue
 import re
+import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -25,10 +26,12 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from ahkio.core.errors import Lost, UserError
 from ahkio.core.mesh import AXES, Mesh, own_rank, world_size
+from ahkio.core.stop import handling
 
 TALK = ("gloo", "NCCL", "Timed out", "timeout", "Connection", "Watchdog", "Broken pipe", "socket", "Socket")
 BEAT = 0.5  # seconds between the signs of life of a process
 ANSWER = 5.0  # seconds that the store may take to answer
+Store = Any  # torch's key-value store; its stubs leave out half of it
 PARAMETERS = ("pipe", "replicate", "parameters", "tensor")  # the axes as the weights see them
 
 
@@ -40,7 +43,7 @@ class Group:
     device: torch.device
     devices: DeviceMesh | None = field(default=None, repr=False)  # over AXES
     parameters: DeviceMesh | None = field(default=None, repr=False)  # over PARAMETERS
-    store: dist.Store | None = field(default=None, repr=False)  # where each leaves word for the others
+    store: Store | None = field(default=None, repr=False)  # where each leaves word for the others
 
     @property
     def rank(self) -> int:
@@ -136,11 +139,11 @@ def _loser(rank: int) -> str:
     return f"{rank} has lost the others"
 
 
-def _read(store: dist.Store, key: str) -> str | None:
+def _read(store: Store, key: str) -> str | None:
     return store.get(key).decode() if store.check([key]) else None
 
 
-def _beat(store: dist.Store, rank: int, over: threading.Event) -> None:
+def _beat(store: Store, rank: int, over: threading.Event) -> None:
     """Show that this process lives, until all is `over`."""
     with contextlib.suppress(RuntimeError):  # the store has gone, and whoever kept it
         for number in itertools.count():
@@ -204,7 +207,8 @@ def joined(mesh: Mesh, device: str, seconds: float) -> Iterator[Group]:
     except (RuntimeError, dist.DistError) as error:
         if not _is_of_talk(error):
             raise
-        raise group.lost(error) from error
+        with handling(lambda *_: None, signal.SIGTERM, signal.SIGUSR1):  # of a launcher that has noticed too
+            raise group.lost(error) from error
     finally:
         over.set()
     dist.destroy_process_group()  # not after an error: the others are to notice it when this process has said it
@@ -214,13 +218,16 @@ def _join(mesh: Mesh, place: torch.device, seconds: float) -> Group:
     if place.type == "cuda":
         place = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
         torch.cuda.set_device(place)
-    dist.init_process_group("nccl" if place.type == "cuda" else "gloo", timeout=timedelta(seconds=seconds))
+    dist.init_process_group(
+        "cpu:gloo,cuda:nccl" if place.type == "cuda" else "gloo", timeout=timedelta(seconds=seconds)
+    )
     sizes = tuple(getattr(mesh, axis) for axis in AXES)
     devices = init_device_mesh(place.type, sizes, mesh_dim_names=AXES)
     parameter_sizes = (mesh.pipe, mesh.replicate, mesh.shard * mesh.context, mesh.tensor)
     parameters = init_device_mesh(place.type, parameter_sizes, mesh_dim_names=PARAMETERS)
     limit_waits(seconds)
-    store = dist.PrefixStore("ahkio", distributed_c10d._get_default_store().clone())
+    own: Store = distributed_c10d._get_default_store()
+    store = distributed_c10d.PrefixStore("ahkio", own.clone())
     return Group(mesh, place, devices, parameters, store)
 
 

@@ -8,10 +8,13 @@ import platform
 import resource
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from time import perf_counter
 from typing import Any
+
+from ahkio.core.errors import UserError
 
 PACKAGES = ("ahkio", "torch", "transformers", "tokenizers", "fastokens", "safetensors", "lm_eval", "sacrebleu")
 
@@ -19,14 +22,48 @@ GPU_NODES = ("nvidia[0-9]*", "kfd", "dxg")  # in /dev: NVIDIA's, AMD's, and eith
 
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # malloc.h
 
-# Dense bf16 peak of one device in FLOP/s, from the makers' data sheets (without sparsity).
-PEAK_FLOPS = {
-    "A100": 312e12,
-    "H100": 989.4e12,
-    "H200": 989.4e12,
-    "MI250X GCD": 191.5e12,
-    "MI300X": 1307.4e12,
-}
+
+@dataclass(frozen=True)
+class Device:
+    """What a plan knows of a kind of device; all are what makers state, which nothing reaches in full.
+
+    links: bytes per second in one direction among so many neighbours in a node, from the fewest to the whole node.
+    """
+
+    flops: float  # per second, dense bf16, without sparsity
+    flops_fp32: float  # per second, of fp32 products as torch computes them, without TF32
+    memory: int  # bytes
+    links: tuple[tuple[int, float], ...]
+    across: float  # bytes per second in one direction to other nodes: its part of its node's network
+    source: str
+
+    @property
+    def per_node(self) -> int:
+        return self.links[-1][0]
+
+    def link(self, ranks: int, apart: int) -> float:
+        """Bytes per second that each of `ranks`, so many devices apart, sends in a ring; where that leaves the node,
+        those in one node share the way out."""
+        extent, inside = ranks * apart, max(1, self.per_node // apart)
+        within = next((speed for size, speed in self.links if extent <= size), self.links[-1][1])
+        return within if extent <= self.per_node else min(within, inside * self.across) if inside > 1 else self.across
+
+
+GiB = 2**30
+DEVICES = {
+    "MI250X GCD": Device(
+        191.5e12, 47.9e12, 64 * GiB, ((2, 200e9), (8, 50e9)), 12.5e9,
+        "AMD's data sheet; links of one module and of a node by the Frontier user guide; LUMI's nodes: 4 x 200 Gb/s",
+    ),
+    "MI300X": Device(
+        1307.4e12, 163.4e12, 192 * GiB, ((8, 448e9),), 50e9, "AMD's data sheet, 7 links of 64 GB/s; 8 x 400 Gb/s a node"
+    ),
+    "A100": Device(312e12, 19.5e12, 80 * GiB, ((8, 300e9),), 25e9, "NVIDIA's data sheets: SXM; DGX, 8 x 200 Gb/s"),
+    "H100": Device(989.4e12, 66.9e12, 80 * GiB, ((8, 450e9),), 50e9, "NVIDIA's data sheets: SXM; DGX, 8 x 400 Gb/s"),
+    "H200": Device(989.4e12, 66.9e12, 141 * 10**9, ((8, 450e9),), 50e9, "NVIDIA's data sheets: SXM; DGX, 8 x 400 Gb/s"),
+}  # fmt: skip
+LOOPBACK = 0.15e9  # bytes per second between two processes of one machine over gloo, measured on two shared cores
+PCIE = 32e9  # bytes per second in one direction: 16 lanes of PCIe 4.0, for a GPU that is not in the table
 
 
 def environment() -> dict[str, Any]:
@@ -135,14 +172,39 @@ def peak_flops(dtype: str = "float32", device: str = "cpu") -> tuple[float, str]
 
     if device == "cuda":
         name = torch.cuda.get_device_name()
-        for key, rate in PEAK_FLOPS.items():
+        for key, known in DEVICES.items():
             if key.split()[0] in name:
-                return rate, f"{key}, maker's dense bf16 figure"
+                return known.flops, f"{key}, maker's dense bf16 figure"
     a = torch.randn(n, n, device=device, dtype=getattr(torch, dtype))
     return _best_rate((device, dtype), lambda: (a @ a)[0, 0].item(), 2 * n**3), how
 
 
 _best: dict[tuple[str, str], float] = {}
+
+
+def device(name: str, precision: str, processes: int) -> Device:
+    """A device of the table; of this machine where `name` is empty. Processes on a CPU share its cores and its memory.
+
+    precision: "fp32" or "bf16", which this machine's rate is of. Raises UserError for a name that is not in the table.
+    """
+    if name and name not in DEVICES:
+        raise UserError(f"mesh.device={name!r} is not in the table: {', '.join(DEVICES)}; empty means this machine.")
+    return DEVICES[name] if name else _this({"bf16": "bfloat16", "fp32": "float32"}[precision], processes)
+
+
+def _this(dtype: str, processes: int) -> Device:
+    on = kind()
+    rate, how = peak_flops(dtype, on)
+    if on == "cpu":
+        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        return Device(rate / processes, rate / processes, memory // processes, ((processes, LOOPBACK),), LOOPBACK, how)
+    import torch
+
+    found = torch.cuda.get_device_properties(0)
+    for key, known in DEVICES.items():
+        if key.split()[0] in found.name:
+            return replace(known, memory=found.total_memory)
+    return Device(rate, rate, found.total_memory, ((torch.cuda.device_count(), PCIE),), DEVICES["A100"].across, how)
 
 
 def _best_rate(key: tuple[str, str], work: Callable[[], object], flops: float) -> float:

@@ -11,7 +11,7 @@ AXES = ("pipe", "replicate", "shard", "context", "tensor")  # from those that ma
 
 @dataclass(frozen=True, kw_only=True)
 class Mesh:
-    """Devices along each axis; `device` names their kind for the plan (machine.PEAK_FLOPS), empty for this machine."""
+    """Devices along each axis; `device` names their kind for the plan (machine.DEVICES), empty for this machine."""
 
     replicate: int = 1
     shard: int = 1

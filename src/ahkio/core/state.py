@@ -102,7 +102,7 @@ class Saver:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None = None, *_: object) -> None:
         """End with the last save; after a failure, if the other ranks take part in it still."""
         failed = kind is not None and issubclass(kind, Exception)
         if failed:

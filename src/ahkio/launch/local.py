@@ -12,9 +12,10 @@ import os
 import signal
 import sys
 import tempfile
+import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from time import monotonic
+from time import monotonic, sleep
 from types import FrameType
 
 from ahkio.core.errors import Lost, UserError
@@ -23,6 +24,7 @@ from ahkio.core.stop import REQUEUE, SOON, Paused, handling
 REFUSAL = "AHKIO_REFUSAL"  # names the file in which a worker says why it could not go on
 LAUNCHER = "AHKIO_LAUNCHER"  # the process that started this one
 SAVING = 300  # seconds that workers may take to save after a signal
+GRACE = 20  # seconds that a worker goes on after another has said why it can't
 DIE_WITH_PARENT = 1  # PR_SET_PDEATHSIG of Linux
 
 
@@ -105,16 +107,35 @@ def _passing_on(error: type[Exception]) -> Iterator[None]:
 # In the workers
 
 
-def end_with_launcher() -> None:
-    """In a process that `run` started, see to it that it does not outlive that one, which may be killed.
+def follow_launcher() -> None:
+    """In a process that `run` started, see to it that it does not outlive that one, which may be killed, nor for long
+    another that has said why they can't go on.
 
-    Only Linux has that. Without it a worker notices when it next talks to the others, of which one misses the launcher.
+    Only Linux has the first. Without it a worker notices when it next talks to the others, of which one misses it.
     """
     launcher = os.environ.get(LAUNCHER)
-    if launcher and sys.platform == "linux":
+    if not launcher:
+        return
+    if sys.platform == "linux":
         ctypes.CDLL(None).prctl(DIE_WITH_PARENT, signal.SIGKILL)
         if os.getppid() != int(launcher):
             sys.exit(1)
+    refusal = Path(os.environ[REFUSAL])
+    with contextlib.suppress(FileNotFoundError):
+        if json.loads(refusal.read_text())["attempt"] != _attempt():  # one that failed in the end
+            refusal.unlink()
+    threading.Thread(target=_end_after, args=(refusal,), daemon=True).start()
+
+
+def _end_after(refusal: Path) -> None:
+    while not refusal.is_file():
+        sleep(0.5)
+    sleep(GRACE)
+    os._exit(0)
+
+
+def _attempt() -> str:
+    return os.environ.get("TORCHELASTIC_RESTART_COUNT", "")
 
 
 def refused(sentence: str, status: int) -> bool:
@@ -122,7 +143,7 @@ def refused(sentence: str, status: int) -> bool:
     path = os.environ.get(REFUSAL)
     if path:
         draft = Path(f"{path}.{os.getpid()}")
-        draft.write_text(json.dumps({"sentence": sentence, "status": status}))
+        draft.write_text(json.dumps({"sentence": sentence, "status": status, "attempt": _attempt()}))
         with contextlib.suppress(FileExistsError):
             os.link(draft, path)
     return bool(path)

@@ -56,8 +56,30 @@ def training(train: Record, manifest: Record) -> str:
         f"**Loss:** {train('loss_first'):.3f} nats a token at the first step, {train('loss_last'):.3f} at the last; "
         f"a step's loss moves with the sources of its {train('rows_per_step'):,} row(s)",
         f"**Restarts:** {train('restarts')}",
+        *_irregular(train),
     ]
     return f"## Training\n\n{bullets(lines)}\n\n### Training Hyperparameters\n\n{_settings(train, manifest('how'))}"
+
+
+def _irregular(train: Record) -> list[str]:
+    """What did not go as the recipe has it, if anything."""
+    skipped, accepted = train.value.get("skipped"), train.value.get("accepted")
+    lines = []
+    if skipped:
+        steps = _listed(f"{one('step'):,} ({_spike(one)})" for one in train.each("skipped").values())
+        lines.append(f"**Batches left out:** {len(skipped)}, for spikes at step {steps}; each time the run went back")
+    if accepted:
+        changes = (
+            f"{one('field')} from {one.value['old']} to {one.value['new']} after {one('step'):,} steps"
+            for one in train.each("accepted").values()
+        )
+        lines.append(f"**Changed on the way:** {_listed(changes)}")
+    return lines
+
+
+def _spike(skipped: Record) -> str:
+    named = {"loss": skipped.value["loss"], "gradient norm": skipped.value["grad_norm"]}
+    return ", ".join(f"{name} {'not finite' if value is None else f'{value:.4g}'}" for name, value in named.items())
 
 
 def _settings(train: Record, how: Mapping[str, Any]) -> str:

@@ -1,11 +1,12 @@
 """How much memory a rank of a run takes, from what the engine really keeps: pure arithmetic, for `ahkio plan`.
 
-Nothing here is fitted. Each term names the tensors that it counts, and tests/meshes/test_memory.py holds the sum against
-processes that were measured. A step has few moments at which the peak can lie, and each is added up by itself: the loss, the
-backward pass of the last and of the first block, the embedding's gradient, and the reduction of what lies outside blocks.
+Nothing here is fitted. Each term names the tensors that it counts, and tests/meshes/test_memory.py holds the sum
+against processes that were measured. A step has few moments at which the peak can lie, and each is added up by itself:
+the loss, the backward pass of the last block and of the first, the embedding's gradient, and the reduction of what lies
+outside blocks.
 
-Not counted: what the driver, the communication library and an allocator's gaps take, which is what ROOM is for; and of a CPU
-the libraries' own pages (some tens of MB) and what `keep_freed_memory` lets the process hold, a tenth or so.
+Not counted: what the driver, the communication library and an allocator's gaps take, which is what ROOM is for; and on
+a CPU the libraries' own pages (about 25 MB), and the freed memory that `keep_freed_memory` leaves with the process.
 """
 
 from dataclasses import dataclass, fields
@@ -90,8 +91,7 @@ class Part(NamedTuple):
 def layers_at(layers: int, mesh: Mesh, place: int, per_rank: int = 1) -> list[int]:
     """How many layers each of a rank's parts has, at its place along the pipe: as model.parallel.spans."""
     parts = mesh.pipe * per_rank
-    edges = [-(-part * layers // parts) for part in range(parts + 1)]
-    return [edges[part + 1] - edges[part] for part in range(place, parts, mesh.pipe)]
+    return [-(-(part + 1) * layers // parts) + (-part * layers // parts) for part in range(place, parts, mesh.pipe)]
 
 
 def part_at(setup: Setup, place: int) -> Part:
@@ -106,9 +106,17 @@ def part_at(setup: Setup, place: int) -> Part:
     return Part(layers, products // t + 2 * c.width, embed, head, ends)
 
 
+def places(setup: Setup) -> list[int]:
+    """The places along the pipe among which are the fullest and the busiest: both ends, and of those between, where the
+    earlier have more on its way, the first of each number of layers."""
+    inner = range(setup.mesh.pipe - 2, 0, -1)
+    first = {sum(layers_at(setup.shape.layers, setup.mesh, at, setup.parts_per_rank)): at for at in inner}
+    return sorted({0, setup.mesh.pipe - 1, *first.values()})
+
+
 def memory(setup: Setup) -> Memory:
     """Of the fullest rank."""
-    return max((memory_at(setup, place) for place in range(setup.mesh.pipe)), key=lambda memory: memory.total)
+    return max((memory_at(setup, place) for place in places(setup)), key=lambda memory: memory.total)
 
 
 def memory_at(setup: Setup, place: int) -> Memory:
@@ -139,32 +147,36 @@ def _alone(s: Setup, part: Part) -> list[Moment]:
     blocks, table = FP32 * part.layers * part.block, FP32 * part.embed
     full = FP32 * part.weights if s.micro_batches > 1 else 0
     cast = 0 if s.wide == FP32 else s.wide * part.block * (part.layers if s.recompute == "none" else 1)
-    gathered = {"gathered": cast}
-    acts, work = part.layers * kept(s), working(s)
-    after = full or FP32 * part.head  # the head's gradient is there, or added to what was
+    base = {"gathered": cast}
+    acts, head = part.layers * kept(s), FP32 * part.head
+    fullest = {"activations": working(s), "gradients": down(s)}
     return [
-        {"gradients": full + FP32 * part.head, "activations": acts + ending(s), "logits": losing(s, part)} | gathered,
-        {"gradients": after + FP32 * part.block, "activations": acts + work} | gathered,
-        {"gradients": (full or blocks + FP32 * part.head), "activations": kept(s) + work},
-        {"gradients": full + table if full or s.shape.tied else FP32 * part.weights,
-         "activations": s.tokens * s.shape.width * FP32},
-    ]  # fmt: skip
+        _plus(base, gradients=full + head, activations=acts + ending(s), logits=losing(s, part)),
+        _plus(base | fullest, gradients=full or head, activations=acts),  # the head's gradient is added to what was
+        _plus(base | fullest, gradients=full or head + blocks - FP32 * part.block, activations=kept(s)),
+        {"gradients": full + table if full or s.shape.tied else FP32 * part.weights, "activations": _hidden(s)},
+    ]
 
 
 def _sharded(s: Setup, part: Part, owned: int) -> list[Moment]:
     """FSDP: a block's weights are gathered while it works, its gradients reduced when it is done; what lies beside the
     blocks stays gathered from the first use to the end."""
     full = FP32 * owned if s.micro_batches > 1 else 0
-    done = full or FP32 * part.layers * part.block // s.shards
-    acts, ends, head = part.layers * kept(s), s.wide * part.ends, s.wide * part.head
-    passing, packed = _block_passing(s, part), FP32 * part.block
+    new = FP32 * part.layers * part.block // s.shards
+    done = full + (new if s.mesh.replicate > 1 else 0) if full else new  # what replicas sum is held to the end
+    ends, packed = s.wide * part.ends, FP32 * part.block
+    base = {"gathered": ends, "gradients": s.wide * part.head}
+    first = _plus(base, gradients=full, activations=part.layers * kept(s))
+    last = _plus(base, gradients=done - new // part.layers * (not full), activations=kept(s))
     return [
-        {"gradients": full + FP32 * part.head, "activations": acts + ending(s), "logits": losing(s, part), "gathered": ends},
-        {"gradients": full + head + s.wide * part.block, "activations": acts + working(s)} | _plus(passing, "gathered", ends),
-        {"gradients": done + head + s.wide * part.block, "activations": kept(s) + working(s)}
-        | _plus(_plus(passing, "gathered", ends), "communication", packed),
+        {"gradients": full + FP32 * part.head, "activations": part.layers * kept(s) + ending(s),
+         "logits": losing(s, part), "gathered": ends},
+        *_backward(s, part, first),
+        *(_plus(moment, communication=packed) for moment in _backward(s, part, last)),  # the block's before it
+        *(_plus(moment, gathered=ends) for base in (first, last) for moment in
+          _reduced(s, part.block, base["gradients"] + s.wide * part.block, base["gradients"], down(s))),
         {"gradients": done + ends, "gathered": ends, "communication": packed},  # the embedding's gradient is dense
-        *_reduced(s, part.ends, done + s.wide * part.ends, done),
+        *_reduced(s, part.ends, done + ends, done, s.wide * part.head),
     ]  # fmt: skip
 
 
@@ -173,29 +185,39 @@ def _piped(s: Setup, part: Part, place: int) -> list[Moment]:
     gathered; it has room to receive every micro-batch of a step."""
     whole, ends, blocks = FP32 * part.weights, s.wide * part.ends, s.wide * part.layers * part.block
     earlier = whole if s.micro_batches > 1 else 0
-    flying = in_flight(s, place)
     layers = part.layers / s.parts_per_rank
-    acts, one = round(flying * layers * kept(s)), round(layers * kept(s))
+    acts, one = round(in_flight(s, place) * layers * kept(s)), round(layers * kept(s))
     resting = blocks - blocks // s.parts_per_rank  # of its other parts, which have been backward since
-    mail = _mail(s, place)
-    passing, head = _block_passing(s, part), s.wide * part.head
-    loss = {"logits": losing(s, part)} if part.head else {}
+    base = {"gathered": ends + resting, "communication": _mail(s, place), "gradients": earlier, "activations": acts}
+    loss = {"logits": losing(s, part), "activations": ending(s), "gradients": FP32 * part.head} if part.head else {}
+    late = base | {"gathered": ends + blocks, "gradients": whole, "activations": acts - one + kept(s)}
     return [
-        {"gradients": earlier + FP32 * part.head, "activations": acts + ending(s) * bool(part.head),
-         "gathered": ends + resting, "communication": mail} | loss,
-        {"gradients": earlier + head + s.wide * part.block, "activations": acts + working(s)}
-        | _plus(_plus(passing, "gathered", ends + resting), "communication", mail),
-        {"gradients": whole + s.wide * max(part.block, part.embed), "activations": acts - one + kept(s) + working(s),
-         "gathered": ends + blocks, "communication": mail},
-        *({"gathered": blocks} | _plus(moment, "communication", mail)
-          for moment in _reduced(s, part.ends, whole, whole - FP32 * part.ends)),
+        _plus(base, **loss),
+        *_backward(s, part, _plus(base, gradients=s.wide * part.head)),
+        _plus(late, gradients=down(s), activations=working(s)),
+        _plus(late, gradients=s.wide * max(part.block, part.embed)),
+        *(_plus(moment, gathered=blocks, communication=_mail(s, place))
+          for moment in _reduced(s, part.ends, whole, whole - FP32 * part.ends, FP32 * (part.head or part.embed))),
     ]  # fmt: skip
 
 
-def _reduced(s: Setup, weights: int, before: int, after: int) -> list[Moment]:
+def _backward(s: Setup, part: Part, base: Moment) -> list[Moment]:
+    """A block's backward pass beside `base`: its weights are there and, where others send them, the next block's come
+    in, which gloo packs; then at the fullest point."""
+    others = s.shards > 1
+    block = s.wide * part.block
+    gathered = _plus(base, gathered=block * (2 if others else 1))
+    return [
+        _plus(gathered, communication=block if others and not s.gpu else 0, activations=_hidden(s)),
+        _plus(gathered, activations=working(s), gradients=down(s)),
+    ]
+
+
+def _reduced(s: Setup, weights: int, before: int, after: int, last: int) -> list[Moment]:
     """Gradients of so many gathered weights are packed in fp32, then reduced: bytes of all gradients before, and after
-    but for the new."""
+    but for the new. FSDP lets go of the last weight's, of so many bytes, only when that is done."""
     packed = FP32 * weights
+    after += last if s.shards > 1 else 0
     copies = 1 if not s.gpu or s.shards == 1 else 0  # gloo's; or FSDP's own quotient where there is but one rank
     return [
         {"gradients": before, "communication": packed},
@@ -203,16 +225,8 @@ def _reduced(s: Setup, weights: int, before: int, after: int) -> list[Moment]:
     ]
 
 
-def _block_passing(s: Setup, part: Part) -> Moment:
-    """The weights of the block at work and, where they come from others, of the one to follow."""
-    others = s.shards > 1
-    copies = 1 if others and not s.gpu else 0  # gloo packs what it gathers
-    block = s.wide * part.block
-    return {"gathered": block * (2 if others else 1), "communication": block * copies}
-
-
-def _plus(moment: Moment, name: str, more: int) -> Moment:
-    return moment | {name: moment.get(name, 0) + more}
+def _plus(moment: Moment, **more: int) -> Moment:
+    return moment | {name: moment.get(name, 0) + size for name, size in more.items()}
 
 
 def in_flight(s: Setup, place: int) -> int:
@@ -254,8 +268,8 @@ def kept(s: Setup) -> int:
 def kept_in_full(s: Setup) -> int:
     """As kept, where nothing is computed again: what autograd saves in llama.py, operators.py and attention.py."""
     c, t, n, wide = s.shape, s.mesh.tensor, s.tokens, s.wide
-    # A norm's input, and its result, which ranks of `tensor` gather. PyTorch's works on the input in fp32, and on a CPU,
-    # where only DTensors take it, keeps the normalised values too.
+    # A norm's input, and its result, which ranks of `tensor` gather. PyTorch's works on the input in fp32, and on a
+    # CPU, where only DTensors take it, keeps the normalised values too.
     norm = wide if not s.gpu and t == 1 else FP32 if s.gpu else 2 * FP32
     norms = 2 * c.width * (n // t * norm + n * wide)
     # Ranks of `context` see keys and values of the documents from their start: together a row's, and half a chunk more.
@@ -272,14 +286,26 @@ def working(s: Setup) -> int:
     return again + s.tokens * s.wide * (2 * s.shape.ffn // s.mesh.tensor + 2 * s.shape.width)
 
 
+def down(s: Setup) -> int:
+    """Bytes of the gradient that a block's backward pass has made at its fullest point, of one matrix; in one process
+    its cast to fp32 too."""
+    cast = FP32 if s.mesh.devices == 1 and s.wide < FP32 else 0
+    return s.shape.ffn * s.shape.width // s.mesh.tensor * (s.wide + cast)
+
+
+def _hidden(s: Setup) -> int:
+    """Bytes of the hidden states of a micro-batch."""
+    return s.tokens * s.shape.width * s.wide
+
+
 def ending(s: Setup) -> int:
     """Bytes that the last norm keeps: its input and result, of this rank's stretch."""
     return s.tokens // s.mesh.tensor * s.shape.width * (FP32 + s.wide)
 
 
 def losing(s: Setup, part: Part) -> int:
-    """Bytes that the loss takes beside the fp32 gradient of the head: hidden states gathered, picked and their gradient,
-    the chunk of logits, and in bf16 the chunk's part of that gradient and, in one process, the weights' cast."""
+    """Bytes that the loss takes beside the fp32 gradient of the head: hidden states gathered and picked, and their
+    gradient; the chunk of logits; in bf16 the chunk's part of that gradient and, in one process, the weights' cast."""
     c, t = s.shape, s.mesh.tensor
     hidden = (2 + (t > 1)) * s.tokens * c.width * s.wide
     if t > 1:  # torch's loss_parallel, backward: logits, their softmax's log, its exponential, two gradients

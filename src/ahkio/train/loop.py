@@ -56,6 +56,7 @@ class Progress:
     losses: tuple[float, float] = (0.0, 0.0)  # of the first and of the last step
     recent: list[Measured] = field(default_factory=list)  # of the last steps
     skipped: list[dict[str, Any]] = field(default_factory=list)  # {"step", "loss", "grad_norm", "back_to"}
+    accepted: list[dict[str, Any]] = field(default_factory=list)  # {"field", "old", "new", "step"}
     seconds: float = 0.0  # in steps, not in measuring or saving
     restarts: int = 0
 
@@ -71,6 +72,7 @@ class Running(NamedTuple):
     sets: Mapping[str, Texts]
     log: Log
     saver: state.Saver
+    mfu: float  # of one token a second
 
 
 def train(run: "Train", out: Path, inputs: Inputs) -> Facts:
@@ -92,7 +94,11 @@ def train(run: "Train", out: Path, inputs: Inputs) -> Facts:
                 open_saver(run, out, engine, optimizer) as saver,
             ):
                 log.truncate_after(progress.step - 1)
-                take_steps(Running(run, out, engine, optimizer, batches, sets, log, saver), progress, stop)
+                if progress.step:
+                    log.note(f"train: goes on after {progress.step:,} of {run.steps:,} steps")
+                take_steps(
+                    Running(run, out, engine, optimizer, batches, sets, log, saver, mfu_of(run, engine)), progress, stop
+                )
         audit(progress.ledger, batches.plan, batches_read(run, progress))
         write_model(out, engine)
         return facts_of(run, engine, progress)
@@ -142,6 +148,8 @@ def take_steps(at: Running, progress: Progress, stop: Stop) -> None:
         if due(progress.step, run.save_every, run.steps) or stopping:
             save(at, progress)
         if stopping:
+            at.saver.wait()
+            group.wait()  # so that none ends while another still saves
             raise stopping
 
 
@@ -195,10 +203,8 @@ def note_step(at: Running, progress: Progress, step: Step, seconds: float, micro
     progress.step = number + 1
     tokens = run.rows.per_step * run.rows.length
     rate = tokens / seconds
-    peak = peak_of(run, group.device.type)[0] * group.mesh.devices
     at.log.step(number, loss=step.loss, lr=run.schedule.lr(number, run.steps), grad_norm=step.norm,
-                tokens_per_second=rate, mfu=rate * at.engine.config.flops_per_token(run.rows.length) / peak,
-                tokens=(number + 1) * tokens)  # fmt: skip
+                tokens_per_second=rate, mfu=rate * at.mfu, tokens=(number + 1) * tokens)  # fmt: skip
 
 
 def note_bits(at: Running, progress: Progress) -> None:
@@ -218,24 +224,24 @@ def note_bits(at: Running, progress: Progress) -> None:
 def go_back(at: Running, progress: Progress, step: Step) -> None:
     """Go back to the last checkpoint, to come by without this step's batch; `progress` is what it was there."""
     run, number, skipped = at.run, progress.step, progress.skipped
+    loss, norm = (value if math.isfinite(value) else None for value in (step.loss, step.norm))  # JSON knows no other
+    gone = {"step": number, "loss": loss, "grad_norm": norm}
     if len(skipped) == run.spikes.rollbacks:
+        texts = write_texts(at, [*skipped, gone])
         raise UserError(
             f"Step {number} gave a loss of {step.loss:.4g} and a gradient norm of {step.norm:.4g}, after "
-            f"{len(skipped)} rollbacks already; the texts of these batches are in "
-            f"{write_texts(at, [*skipped, {'step': number}])}: mend the data, lower schedule.peak, or allow more with "
-            "spikes.rollbacks."
+            f"{len(skipped)} rollbacks already; the texts of these batches are in {texts}: mend the data, lower "
+            "schedule.peak, or allow more with spikes.rollbacks."
         )
     at.saver.wait()
     at.engine.group.wait()
     tensors = state_tensors(at.optimizer, at.engine.weights())
     earlier = restore(run, at.out, at.engine, at.optimizer, at.batches, tensors)
     if earlier:
-        for name in Progress.__dataclass_fields__:
-            setattr(progress, name, getattr(earlier, name))
+        earlier.restarts = progress.restarts
+        vars(progress).update(vars(earlier))
         at.log.go_back(progress.step)
-    loss, norm = (value if math.isfinite(value) else None for value in (step.loss, step.norm))  # JSON knows no other
-    gone = {"step": number, "loss": loss, "grad_norm": norm, "back_to": progress.step}
-    progress.skipped = [*skipped, gone]
+    progress.skipped = [*skipped, gone | {"back_to": progress.step}]
     at.log.note(
         f"train: step {number:,} gave loss {step.loss:.4g}, gradient {step.norm:.4g}; back to step {progress.step:,}, "
         "and on without its batch"
@@ -285,14 +291,18 @@ def restore(
 ) -> Progress | None:
     """Weights, moments and progress of the newest checkpoint in `out`; None where there is none.
 
-    Refuses a checkpoint of another run, naming the field that differs, and one whose ledger is not the plan's.
+    Refuses a checkpoint of another run, naming the field that differs, unless the run is to accept that; and one whose
+    ledger is not the plan's.
     """
     finished = engine.group.gather(state.checkpoints(out / "checkpoints")[-1:])[0]
     if not finished:
         return None
     saved = state.read_state(finished[-1], engine.group)
-    refuse_foreign(saved.get("run", {}), identity(run), finished[-1])
-    progress = Progress(**{name: saved[name] for name in Progress.__dataclass_fields__})
+    changes = differences(saved.get("run", {}), identity(run))
+    if changes and not run.accept:
+        refuse_foreign(changes[0], finished[-1])
+    progress = Progress(**{name: saved[name] for name in Progress.__dataclass_fields__ if name in saved})
+    progress.accepted += [change | {"step": progress.step} for change in changes]
     audit(progress.ledger, batches.plan, batches_read(run, progress))
     state.load(finished[-1], tensors)
     set_step(optimizer, progress.step - len(skipped_before(progress)))
@@ -311,13 +321,20 @@ def skipped_before(progress: Progress) -> list[int]:
     return sorted(int(one["step"]) for one in progress.skipped if one["step"] < progress.step)
 
 
-def refuse_foreign(saved: Mapping[str, Any], wanted: Mapping[str, Any], checkpoint: Path) -> None:
-    for name in wanted.keys() | saved.keys():
-        if saved.get(name) != wanted.get(name):
-            raise UserError(
-                f"The checkpoint {checkpoint} is of another run: its {name} is {saved.get(name)!r}, here it is "
-                f"{wanted.get(name)!r}; move the checkpoint away, or go on with the recipe that made it."
-            )
+def differences(old: Any, new: Any, name: str = "") -> list[dict[str, Any]]:
+    """The fields in which two identities differ: {"field": its dotted name, "old", "new"}."""
+    if isinstance(old, Mapping) and isinstance(new, Mapping):
+        names = sorted(old.keys() | new.keys())
+        return [one for key in names for one in differences(old.get(key), new.get(key), f"{name}.{key}".lstrip("."))]
+    return [] if old == new else [{"field": name, "old": old, "new": new}]
+
+
+def refuse_foreign(change: Mapping[str, Any], checkpoint: Path) -> None:
+    raise UserError(
+        f"The checkpoint {checkpoint} is of another run: its {change['field']} is {change['old']!r}, here it is "
+        f"{change['new']!r}; move the checkpoint away, go on with the recipe that made it, or accept the change, which "
+        "is recorded: ahkio build --accept."
+    )
 
 
 def write_model(out: Path, engine: Engine) -> None:
@@ -371,8 +388,15 @@ def facts_of(run: "Train", engine: Engine, progress: Progress) -> Facts:
         "loss_last": progress.losses[1],
         "restarts": progress.restarts,
         "skipped": progress.skipped,
+        "accepted": progress.accepted,
         "hardware": hardware(engine.group),
     }
+
+
+def mfu_of(run: "Train", engine: Engine) -> float:
+    """What share of all devices' peak one token a second takes."""
+    peak = peak_of(run, engine.group.device.type)[0] * run.mesh.devices
+    return engine.config.flops_per_token(run.rows.length) / peak
 
 
 def peak_of(run: "Train", kind: str) -> tuple[float, str]:

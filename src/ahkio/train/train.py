@@ -1,6 +1,6 @@
 """The Train stage: a recipe's training as a value, and what `plan` says of it before it runs."""
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -13,11 +13,12 @@ from ahkio.model.shape import LlamaConfig, Recompute, RopeScaling
 from ahkio.tokens.batches import Rows, plan_of
 from ahkio.tokens.heldout import HeldOut
 from ahkio.tokens.mixture import Mix, Plan
+from ahkio.train.estimate import Setup, memory
 from ahkio.train.objectives import NextToken
 from ahkio.train.optimizer import AdamW, Cosine
+from ahkio.train.pace import pace
+from ahkio.train.search import fits, refusal, too_big
 from ahkio.train.spikes import Spikes
-
-USUAL_UTILISATION = {"cpu": 0.6, "gpu": 0.4}  # of the peak; what well-kept systems reach; plan's times rest on it
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,6 +57,7 @@ class Train(Stage):
     patience: int = how(600)  # seconds that a process waits for the others before it gives up
     time_limit: float = how(0.0)  # minutes, after which the run saves and ends to be started again; 0: none
     restarts: int = how(3)  # after failures of processes that `ahkio build` started itself
+    accept: bool = how(False)  # whether to go on from a checkpoint of a run with other settings, and record that
     device: str = how("auto")
 
     def __post_init__(self) -> None:
@@ -114,8 +116,8 @@ class Train(Stage):
         start = known(self.start)
         if "config" in start:
             shape = shape_of(start["config"])
-            facts |= {"parameters": shape.parameters, "memory_bytes": self.memory_bytes(shape)}
-            facts |= self._time(shape)
+            facts["parameters"] = shape.parameters
+            self._add_costs(facts, self.setup(shape))
         if self.precision == "bf16" and not self.mesh.device and machine.kind() == "cpu" and not machine.cpu_has_bf16():
             facts["warnings"].append("This machine multiplies bf16 slowly; train.precision=fp32 is faster here.")
         return facts
@@ -138,24 +140,36 @@ class Train(Stage):
             for name, stage in self.mix.sources.items()
         }
 
-    def memory_bytes(self, shape: LlamaConfig) -> int:
-        """An estimate of one device's peak: weights, gradients and two moments in fp32, activations, a loss chunk."""
-        states = 16 * shape.parameters / self.mesh.model_parts
-        rows = self.micro_rows
-        per_token = 8 * shape.width + 4 * shape.ffn + 4 * (shape.heads + shape.kv_heads) * shape.head_width
-        layers = 1 + shape.layers / 8 if self.recompute != "none" else shape.layers / self.mesh.pipe
-        activations = (2 if self.precision == "bf16" else 4) * per_token * layers * rows * self.rows.length
-        return int(states + activations / (self.mesh.tensor * self.mesh.context) + 3 * (64 << 20))
+    def setup(self, shape: LlamaConfig) -> Setup:
+        """What decides the run's memory and pace."""
+        return Setup(
+            shape=shape,
+            mesh=self.mesh,
+            rows=self.rows,
+            micro_rows=self.micro_rows,
+            precision=self.precision,
+            recompute=self.recompute,
+            offload=self.offload,
+            parts_per_rank=self.parts_per_rank,
+            gpu=bool(self.mesh.device) or machine.kind() == "cuda",
+        )
 
-    def _time(self, shape: LlamaConfig) -> Facts:
-        name = self.mesh.device
-        if name and name not in machine.PEAK_FLOPS:
-            return {"warnings": [f"mesh.device={name!r} is not in the table: {', '.join(machine.PEAK_FLOPS)}."]}
-        dtype = "bfloat16" if self.precision == "bf16" else "float32"
-        peak = machine.PEAK_FLOPS[name] if name else machine.peak_flops(dtype, machine.kind())[0]
-        work = self.tokens * shape.flops_per_token(self.rows.length)
-        usual = USUAL_UTILISATION["gpu" if name or machine.kind() == "cuda" else "cpu"]
-        return {"seconds": round(work / (peak * self.mesh.devices * usual))}
+    def _add_costs(self, facts: Facts, setup: Setup) -> None:
+        """Memory of a rank, seconds of a step and of the run, and what of the mesh will not do."""
+        if why := refusal(setup):
+            facts.setdefault("refusal", why)
+            return
+        taken = memory(setup)
+        facts |= {"memory_bytes": taken.total, "memory": asdict(taken)}
+        try:
+            device = machine.device(self.mesh.device, self.precision, self.mesh.devices)
+        except UserError as error:
+            facts["warnings"].append(str(error))
+            return
+        step = pace(setup, device)
+        facts |= {"step": asdict(step), "seconds_per_step": step.total, "seconds": round(self.steps * step.total)}
+        if not fits(setup, taken, device):
+            facts["warnings"].append(too_big(setup, taken, device))
 
 
 def refusal_of(plan: Plan, rows: int) -> Facts:
