@@ -111,6 +111,23 @@ def test_a_damaged_file_is_named(tmp_path: Path) -> None:
         state.read_state(made)
 
 
+def test_a_checkpoint_whose_deleting_was_cut_off_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def cut_off(path: Path, **_: object) -> None:
+        if path.exists():
+            (path / state.TENSORS).unlink()
+            raise KeyboardInterrupt
+
+    with state.Saver(tmp_path, TENSORS) as saver:
+        saver.save(1, {})
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt), state.Saver(tmp_path, TENSORS) as saver:
+        patch.setattr(state.shutil, "rmtree", cut_off)
+        saver.save(2, {})
+    assert [path.name for path in state.checkpoints(tmp_path)] == ["step-00000002"]
+    with state.Saver(tmp_path, TENSORS) as saver:
+        saver.save(3, {})
+    assert [path.name for path in tmp_path.iterdir()] == ["step-00000003"]
+
+
 @pytest.mark.parametrize("call", ["save", "wait_until_copied", "wait", "__exit__"])
 @pytest.mark.usefixtures("full_disk")
 def test_a_full_disk_rises_as_what_it_is_from_the_next_call(tmp_path: Path, call: str) -> None:

@@ -20,7 +20,7 @@ from collections import Counter
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
+sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parents[2] / "src")]
 from small_run import metrics, weights
 
 from ahkio.core import state
@@ -180,7 +180,7 @@ def noticed(run: Round, told: int) -> bool:
 
 
 def check(run: Round) -> list[str]:
-    """The finished checkpoints, of which none may be damaged."""
+    """The finished checkpoints, of which none may be damaged, not even one that is being deleted."""
     names = []
     for path in state.checkpoints(run.draft / "checkpoints"):
         try:

@@ -137,7 +137,7 @@ class Saver:
             files = self._all_files(draft)
         write_json(draft / STATE, state | {"step": step, "files": files})
         _sync(draft)
-        shutil.rmtree(final, ignore_errors=True)
+        _discard(final)
         os.replace(draft, final)
         _sync(self.folder)
         self._clear(step)
@@ -165,7 +165,7 @@ class Saver:
         }
         for path in self.folder.glob("step-*"):
             if path not in kept and step_of(path) <= step:
-                shutil.rmtree(path, ignore_errors=True)
+                _discard(path)
 
 
 class _Piece(NamedTuple):
@@ -189,6 +189,16 @@ def _pieces(tensors: Mapping[str, Tensor]) -> dict[str, _Piece]:
             offsets = compute_local_shape_and_global_offset(tensor.shape, tensor.device_mesh, tensor.placements)[1]
             found[name] = _Piece(local, tuple(offsets))
     return found
+
+
+def _discard(checkpoint: Path) -> None:
+    """Delete a checkpoint or a draft so that at no moment a part of it looks like a finished one."""
+    leaving = checkpoint
+    if checkpoint.suffix != ".tmp" and checkpoint.exists():
+        leaving = checkpoint.with_name(f"{checkpoint.name}-old.tmp")
+        shutil.rmtree(leaving, ignore_errors=True)
+        os.replace(checkpoint, leaving)
+    shutil.rmtree(leaving, ignore_errors=True)
 
 
 def _note(draft: Path, rank: int) -> Path:
