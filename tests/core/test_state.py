@@ -119,9 +119,12 @@ def test_a_checkpoint_whose_deleting_was_cut_off_is_none(tmp_path: Path, monkeyp
 
     with state.Saver(tmp_path, TENSORS) as saver:
         saver.save(1, {})
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt), state.Saver(tmp_path, TENSORS) as saver:
+    with monkeypatch.context() as patch:
         patch.setattr(state.shutil, "rmtree", cut_off)
+        saver = state.Saver(tmp_path, TENSORS)
         saver.save(2, {})
+        with pytest.raises(KeyboardInterrupt):
+            saver.wait()
     assert [path.name for path in state.checkpoints(tmp_path)] == ["step-00000002"]
     with state.Saver(tmp_path, TENSORS) as saver:
         saver.save(3, {})

@@ -1,9 +1,7 @@
 """Processes that talk over gloo, for tests: as many as a mesh has, each on one thread."""
 
-import contextlib
 import json
 import os
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -17,10 +15,7 @@ def run(folder, processes, jobs):
     folder.mkdir(parents=True, exist_ok=True)
     outs = [folder / f"{number}.json" for number in range(len(jobs))]
     work = folder / "jobs.json"
-    ports = free_ports(len(jobs))
-    work.write_text(
-        json.dumps([job | {"out": str(out), "port": port} for job, out, port in zip(jobs, outs, ports, strict=True)])
-    )
+    work.write_text(json.dumps([job | {"out": str(out)} for job, out in zip(jobs, outs, strict=True)]))
     common = os.environ | {"MASTER_ADDR": "127.0.0.1", "WORLD_SIZE": str(processes)}
     logs = [folder / f"rank-{rank}.log" for rank in range(processes)]
     started = []
@@ -36,12 +31,3 @@ def run(folder, processes, jobs):
             process.kill()
     assert not any(codes), "\n".join(log.read_text()[-3000:] for log, code in zip(logs, codes, strict=True) if code)
     return [json.loads(out.read_text()) for out in outs]
-
-
-def free_ports(count):
-    """Ports that nothing listens on, for each job one to meet at."""
-    with contextlib.ExitStack() as stack:
-        probes = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for probe in probes:
-            probe.bind(("127.0.0.1", 0))
-        return [probe.getsockname()[1] for probe in probes]

@@ -1,10 +1,14 @@
 """What each process of a mesh test runs: `python worker.py JOB`, under torchrun's variables. JOB is a file of JSON: a
 list of {"call": a function of this file, ...its arguments, "out": where rank 0 writes what it returns}."""
 
+import contextlib
 import ctypes
 import json
 import os
+import random
+import socket
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -112,11 +116,26 @@ def poro(store, name):
     return True
 
 
+def meet(word):
+    """The port of a job, which the first process finds free, below those that the system gives away, and tells the
+    others in the file `word`."""
+    while os.environ["RANK"] == "0" and not word.exists():
+        port = random.randrange(10_000, 30_000)
+        with contextlib.suppress(OSError), socket.socket() as probe:
+            probe.bind(("127.0.0.1", port))
+            draft = word.with_suffix(".draft")
+            draft.write_text(str(port))
+            draft.rename(word)
+    while not word.exists():
+        time.sleep(0.05)
+    return word.read_text()
+
+
 if __name__ == "__main__":
     torch.set_num_threads(1)
     for job in json.loads(Path(sys.argv[1]).read_text()):
-        os.environ["MASTER_PORT"] = str(job.pop("port"))
-        out = job.pop("out")
+        out = Path(job.pop("out"))
+        os.environ["MASTER_PORT"] = meet(out.with_suffix(".port"))
         found = globals()[job.pop("call")](**job)
         if os.environ["RANK"] == "0":
-            Path(out).write_text(json.dumps(found))
+            out.write_text(json.dumps(found))
