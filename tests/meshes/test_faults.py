@@ -16,7 +16,7 @@ from ahkio.core.artifact import Artifact
 from ahkio.core.stage import build
 from ahkio.tokens.batches import open_batches
 
-pytestmark = pytest.mark.timeout(900)
+pytestmark = [pytest.mark.timeout(900), pytest.mark.slow]
 ALONE = replace(TRAIN, steps=12, heldout_context=32, heldout_documents=3)
 SLOW = ("train.objective.pause=0.3", "train.save_every=0")
 SECONDS = 240

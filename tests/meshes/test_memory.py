@@ -27,6 +27,9 @@ JOBS = {  # name: width, mesh, rows in a step, rows in a micro-batch, recompute
 LENGTH = 512  # tokens in a row
 
 
+pytestmark = pytest.mark.slow
+
+
 @pytest.fixture(scope="module")
 def measured(tmp_path_factory):
     """Bytes by which each rank's peak grew, by the name of the job."""
