@@ -89,6 +89,22 @@ def test_overrides_apply_in_order_and_reach_fields_of_the_target_without_its_nam
     assert apply_overrides({"MAKE": Make()}, "MAKE", ["steps=3", "make.steps=4"])["MAKE"].steps == 4
 
 
+def test_overrides_that_are_right_only_together_apply_in_any_order() -> None:
+    @dataclass(frozen=True)
+    class Range:
+        low: int = 0
+        high: int = 1
+
+        def __post_init__(self) -> None:
+            if self.low > self.high:
+                raise UserError("low is above high")
+
+    for overrides in (["low=5", "high=6"], ["high=6", "low=5"]):
+        assert apply_overrides({"RANGE": Range()}, "RANGE", overrides)["RANGE"] == Range(5, 6)
+    with pytest.raises(UserError, match="low is above high"):
+        apply_overrides({"RANGE": Range()}, "RANGE", ["low=5", "high=4"])
+
+
 def test_an_override_without_an_equals_sign_is_refused() -> None:
     with pytest.raises(UserError, match="is not an override"):
         apply_overrides({"MAKE": Make()}, "MAKE", ["steps"])

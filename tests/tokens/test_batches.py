@@ -158,12 +158,6 @@ def test_context_ranks_have_as_much_to_attend_to(world):
     assert max(work) < 1.3 * min(work)
 
 
-def test_rows_that_context_ranks_cannot_cut_are_refused(world):
-    (batch,) = opened(world).micro(0, 12)
-    with pytest.raises(UserError, match="3 context ranks"):
-        stretches_of(batch, 0, 3)
-
-
 def test_a_batch_is_cut_as_it_would_have_been_read(world):
     batches = opened(world)
     (whole,) = batches.micro(1, 12)

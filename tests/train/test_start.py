@@ -8,6 +8,7 @@ import pytest
 from small_run import TRAIN, WORDS, SmallModel, metrics, quiet
 
 from ahkio.core.errors import UserError
+from ahkio.core.mesh import Mesh
 from ahkio.core.stage import build
 
 
@@ -36,3 +37,26 @@ def test_a_compiled_run_learns_the_same(unbroken, store):
     for mine, plain in zip(metrics(made.path), metrics(unbroken.path), strict=True):
         assert mine["loss"] == pytest.approx(plain["loss"], rel=1e-4)
     assert set(made.facts["ledger"]) == set(WORDS)
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"mesh": Mesh(tensor=4)}, "mesh.tensor=4 does not divide the model's 2 kv heads"),
+        ({"mesh": Mesh(context=32)}, "can't be cut into 2 chunks for each of 32 context ranks"),
+        ({"mesh": Mesh(pipe=2), "heldout_context": 32, "micro_batch": 4}, "no whole number of micro-batches of 4"),
+    ],
+)
+def test_a_mesh_that_divides_nothing_evenly_is_refused_before_any_process_starts(store, changes, sentence):
+    def launch(stage):
+        raise AssertionError("processes were started")
+
+    with pytest.raises(UserError, match=sentence):
+        build(replace(TRAIN, **changes), store, quiet, launch)
+
+
+def test_processes_that_others_started_refuse_such_a_mesh_too(store, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    monkeypatch.setenv("RANK", "0")
+    with pytest.raises(UserError, match="does not divide the model's 2 kv heads"):
+        build(replace(TRAIN, mesh=Mesh(tensor=4)), store, quiet)

@@ -100,29 +100,40 @@ def _line_in(path: Path, error: BaseException) -> str:
 
 
 def apply_overrides(values: Mapping[str, Any], name: str, overrides: list[str]) -> dict[str, Any]:
-    """Return the recipe's `values` with each override `a.b=c` applied, in order.
+    """Return the recipe's `values` with each override `a.b=c` applied.
 
     The first word of a path is one of the recipe's names in any case (`train.steps=10` changes TRAIN wherever it is
-    used), or else a field of the value called `name`.
+    used), or else a field of the value called `name`. They are applied in order, but one that a value refuses waits for
+    the others, for it may be right together with them.
     """
-    result = dict(values)
-    for text in overrides:
-        path, equals, setting = text.partition("=")
-        if not equals:
-            raise UserError(f"{text!r} is not an override; write it as field=value, such as train.steps=100.")
-        first, _, rest = path.partition(".")
-        if first.upper() in result and rest:
-            old, inner, label = result[first.upper()], rest, first.upper()
-        elif first in _field_names(result[name]):
-            old, inner, label = result[name], path, name
-        else:
-            known = [*(key.lower() for key in result), *_field_names(result[name])]
-            raise UserError(
-                f"{text}: there is no {first!r} here; there are: {', '.join(known)}.{_nearest(first, known)}"
-            )
-        new = override(old, inner, setting, label)
-        result = {key: substitute(value, old, new) for key, value in result.items()}
+    result, waiting = dict(values), overrides
+    while waiting:
+        refused: list[tuple[str, UserError]] = []
+        for text in waiting:
+            try:
+                result = _apply(result, name, text)
+            except UserError as error:
+                refused.append((text, error))
+        if len(refused) == len(waiting):
+            raise refused[0][1]
+        waiting = [text for text, _ in refused]
     return result
+
+
+def _apply(values: dict[str, Any], name: str, text: str) -> dict[str, Any]:
+    path, equals, setting = text.partition("=")
+    if not equals:
+        raise UserError(f"{text!r} is not an override; write it as field=value, such as train.steps=100.")
+    first, _, rest = path.partition(".")
+    if first.upper() in values and rest:
+        old, inner, label = values[first.upper()], rest, first.upper()
+    elif first in _field_names(values[name]):
+        old, inner, label = values[name], path, name
+    else:
+        known = [*(key.lower() for key in values), *_field_names(values[name])]
+        raise UserError(f"{text}: there is no {first!r} here; there are: {', '.join(known)}.{_nearest(first, known)}")
+    new = override(old, inner, setting, label)
+    return {key: substitute(value, old, new) for key, value in values.items()}
 
 
 def override(value: Any, path: str, text: str, label: str) -> Any:

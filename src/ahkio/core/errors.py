@@ -1,4 +1,4 @@
-"""The one exception that a user is meant to read."""
+"""The exceptions that are sentences: what a user can mend, and what happened to the processes of a run."""
 
 
 class UserError(ValueError):

@@ -152,6 +152,8 @@ def build(stage: Stage, store: Path, say: Say = print, launch: Launch | None = N
             )
         if launch is None:
             raise UserError(f"{stage.name} is for {stage.processes} processes: make it with `ahkio build` or torchrun.")
+        if why := knowledge(store)(stage).get("refusal"):
+            raise UserError(why)  # before so many processes start, only to say it
         say(f"{stage.name}: started in {stage.processes} processes")
         began = perf_counter()
         launch(stage)

@@ -104,8 +104,10 @@ class Part(nn.Module):
 
 
 def open_parts(folder: Path, config: LlamaConfig, group: Group, how: How, per_rank: int = 1) -> list[Part]:
-    """This rank's parts of the model in `folder`, a Hugging Face folder, filled: `per_rank` along the pipe."""
-    check(config, group)
+    """This rank's parts of the model in `folder`, a Hugging Face folder, filled: `per_rank` along the pipe.
+
+    The model has to be one that the mesh divides evenly (train.search.refusal).
+    """
     with torch.device("meta"):
         model = Llama(config, how.compute, how.recompute)
     parts = [Part(model, layers) for layers in spans(config.layers, group, per_rank)]
@@ -116,22 +118,10 @@ def open_parts(folder: Path, config: LlamaConfig, group: Group, how: How, per_ra
     return parts
 
 
-def check(c: LlamaConfig, group: Group) -> None:
-    """Refuse what can't be divided, before anything is."""
-    mesh = group.mesh
-    for name, count in (("kv heads", c.kv_heads), ("heads", c.heads), ("ffn", c.ffn), ("vocabulary", c.vocab)):
-        if count % mesh.tensor:
-            raise UserError(
-                f"mesh.tensor={mesh.tensor} does not divide the model's {count:,} {name}; choose a divisor of it."
-            )
-
-
 def spans(layers: int, group: Group, per_rank: int) -> list[range]:
     """Which layers this rank's parts hold; parts go round the ranks of `pipe`, the earlier ones longer by at most
     one."""
     parts = group.mesh.pipe * per_rank
-    if parts > layers:
-        raise UserError(f"The pipe has {parts} parts, but the model {layers} layers; give mesh.pipe fewer.")
     edges = [-(-part * layers // parts) for part in range(parts + 1)]
     return [range(edges[part], edges[part + 1]) for part in range(group.place("pipe"), parts, group.mesh.pipe)]
 

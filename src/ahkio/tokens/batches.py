@@ -160,10 +160,6 @@ def stretches_of(batch: Batch, rank: int, ranks: int) -> Stretches:
     """The part of `rank`: of 2 x ranks equal chunks of each row one from the front and its like from the back, so that
     all have as much to attend to."""
     B, T = batch.ids_BT.shape
-    if T % (2 * ranks):
-        raise UserError(
-            f"Rows of {T} tokens can't be cut into 2 chunks for each of {ranks} context ranks; choose others."
-        )
     chunk = T // (2 * ranks)
     times_RT = np.stack([_times(one, ranks, chunk) for one in range(ranks)])
     place_BT = np.empty((B, T), np.int64)

@@ -9,7 +9,6 @@ from torch import Tensor, nn
 from torch.distributed.pipelining import PipelineStage, Schedule1F1B, ScheduleInterleaved1F1B
 from torch.distributed.tensor import DTensor
 
-from ahkio.core.errors import UserError
 from ahkio.core.group import Group
 from ahkio.core.mesh import Mesh
 from ahkio.model.llama import Llama
@@ -169,11 +168,6 @@ class Pipe:
     def _open(self, micro_batches: int) -> Schedule1F1B | ScheduleInterleaved1F1B:
         if len(self.stages) == 1:
             return Schedule1F1B(self.stages[0], micro_batches, self.loss, scale_grads=False)
-        if micro_batches % self.group.mesh.pipe:
-            raise UserError(
-                f"A rank has {micro_batches} micro-batches in a step, and an interleaved pipe of "
-                f"{self.group.mesh.pipe} ranks needs a multiple of that; choose another micro_batch."
-            )
         return ScheduleInterleaved1F1B(self.stages, micro_batches, self.loss, scale_grads=False)
 
     def _sum_tied(self) -> None:

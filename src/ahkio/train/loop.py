@@ -1,17 +1,15 @@
 """The training loop: the one for everything that is learnt."""
 
-import itertools
 import json
 import math
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
-from torch import Tensor
 from torch.optim import Optimizer
 
 from ahkio.core import machine, state
@@ -19,46 +17,27 @@ from ahkio.core.artifact import sha256
 from ahkio.core.errors import UserError
 from ahkio.core.group import Group, joined, limit_waits
 from ahkio.core.log import Log, open_log
-from ahkio.core.mesh import AXES
 from ahkio.core.stage import Facts, Inputs, identity
 from ahkio.core.stop import Paused, asked_to_stop
-from ahkio.model import native
 from ahkio.model.hub import load_model, save_model, write_shards
 from ahkio.model.llama import Llama
 from ahkio.model.parallel import How, open_parts
 from ahkio.model.shape import read_config
-from ahkio.tokens.batches import Batch, Batches, Ledger, add, audit, merged, open_batches
+from ahkio.tokens.batches import Batch, Batches, add, audit, merged, open_batches
 from ahkio.tokens.heldout import Texts, read_texts
+from ahkio.train.checkpoint import Progress, batches_read, open_saver, restore, resume
 from ahkio.train.engine import Engine
 from ahkio.train.measure import measure
-from ahkio.train.optimizer import set_step, state_tensors
+from ahkio.train.optimizer import state_tensors
 from ahkio.train.peek import peek_rows
-from ahkio.train.spikes import Measured
+from ahkio.train.record import DTYPES, facts_of, mfu_of
+from ahkio.train.search import refusal
 from ahkio.train.step import Step, train_step
 
 if TYPE_CHECKING:
     from ahkio.train.train import Train
 
 Stop = Callable[[], type[KeyboardInterrupt] | None]
-
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
-MFU_FORMULA = "tokens/s x (6 x weights in products + 6 x layers x heads x head width x row length, causal) / peak"
-
-
-@dataclass
-class Progress:
-    """How far a run has come; saved in every checkpoint."""
-
-    step: int = 0  # steps finished
-    ledger: Ledger = field(default_factory=dict)
-    read: Ledger = field(default_factory=dict)  # by this rank since the ledger was last brought up to date
-    bits_per_byte: dict[str, list[tuple[int, float]]] = field(default_factory=dict)  # set: (steps finished, value)
-    losses: tuple[float, float] = (0.0, 0.0)  # of the first and of the last step
-    recent: list[Measured] = field(default_factory=list)  # of the last steps
-    skipped: list[dict[str, Any]] = field(default_factory=list)  # {"step", "loss", "grad_norm", "back_to"}
-    accepted: list[dict[str, Any]] = field(default_factory=list)  # {"field", "old", "new", "step"}
-    seconds: float = 0.0  # in steps, not in measuring or saving
-    restarts: int = 0
 
 
 class Running(NamedTuple):
@@ -76,6 +55,8 @@ class Running(NamedTuple):
 
 
 def train(run: "Train", out: Path, inputs: Inputs) -> Facts:
+    if why := refusal(run.setup(read_config(inputs[run.start].path))):
+        raise UserError(why)
     device = machine.kind() if run.device == "auto" else run.device
     with joined(run.mesh, device, run.patience) as group:
         batches = open_batches(run.mix, {stage: made.path for stage, made in inputs.items()}, run.rows, run.total_rows)
@@ -130,6 +111,23 @@ def check_tokens(run: "Train", inputs: Inputs, vocab: int) -> None:
                 f"Source {name!r} was made with another tokenizer than that of {start.name}; give its Tokens the model "
                 "to start from as tokenizer."
             )
+
+
+def write_model(out: Path, engine: Engine) -> None:
+    """The weights in fp32 as a Hugging Face folder: from memory, or from the last checkpoint, a file on each rank in
+    turn."""
+    folder, group = out / "model", engine.group
+    if group.first:
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir()
+    group.wait()
+    (model, *_) = engine.models
+    if isinstance(model, Llama):
+        save_model(model, folder, torch.float32)
+    else:
+        (checkpoint,) = state.checkpoints(out / "checkpoints")[-1:]
+        write_shards(checkpoint, engine.config, folder, group)
+    group.wait()
 
 
 def take_steps(at: Running, progress: Progress, stop: Stop) -> None:
@@ -207,6 +205,13 @@ def note_step(at: Running, progress: Progress, step: Step, seconds: float, micro
                 tokens_per_second=rate, mfu=rate * at.mfu, tokens=(number + 1) * tokens)  # fmt: skip
 
 
+def save(at: Running, progress: Progress) -> None:
+    """Begin the checkpoint of the steps so far, with what all ranks have read in the ledger."""
+    progress.ledger = merged([progress.ledger, *at.engine.group.gather(progress.read)], at.batches.plan)
+    progress.read = {}
+    at.saver.save(progress.step, asdict(progress) | {"run": identity(at.run)})
+
+
 def note_bits(at: Running, progress: Progress) -> None:
     at.engine.group.come_to(f"the measuring after {progress.step} steps")
     found = measure(at.engine, at.sets, at.run.heldout_context, at.run.rows, at.run.micro_rows)
@@ -255,165 +260,3 @@ def write_texts(at: Running, skipped: Sequence[Mapping[str, Any]]) -> Path:
         rows = [dict(one) | row for one in skipped for row in peek_rows(at.run, at.out.parent, int(one["step"]))]
         path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
     return path
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Checkpoints
-
-
-def save(at: Running, progress: Progress) -> None:
-    """Begin the checkpoint of the steps so far, with what all ranks have read in the ledger."""
-    progress.ledger = merged([progress.ledger, *at.engine.group.gather(progress.read)], at.batches.plan)
-    progress.read = {}
-    at.saver.save(progress.step, asdict(progress) | {"run": identity(at.run)})
-
-
-def open_saver(run: "Train", out: Path, engine: Engine, optimizer: Optimizer) -> state.Saver:
-    """What saves the run. Its copy of weights and moments goes on behind the next forward and backward pass."""
-    tensors = state_tensors(optimizer, engine.weights(copies=False))
-    saver = state.Saver(out / "checkpoints", tensors, run.keep, run.keep_every, engine.group, run.patience)
-    optimizer.register_step_pre_hook(lambda *_: saver.wait_until_copied())
-    return saver
-
-
-def resume(run: "Train", out: Path, engine: Engine, optimizer: Optimizer, batches: Batches) -> Progress:
-    """Go on from the newest checkpoint in `out`; a new Progress where there is none."""
-    progress = restore(run, out, engine, optimizer, batches, state_tensors(optimizer, engine.weights()))
-    if progress is None:
-        set_step(optimizer, 0)
-        return Progress()
-    progress.restarts += 1
-    return progress
-
-
-def restore(
-    run: "Train", out: Path, engine: Engine, optimizer: Optimizer, batches: Batches, tensors: dict[str, Tensor]
-) -> Progress | None:
-    """Weights, moments and progress of the newest checkpoint in `out`; None where there is none.
-
-    Refuses a checkpoint of another run, naming the field that differs, unless the run is to accept that; and one whose
-    ledger is not the plan's.
-    """
-    finished = engine.group.gather(state.checkpoints(out / "checkpoints")[-1:])[0]
-    if not finished:
-        return None
-    saved = state.read_state(finished[-1], engine.group)
-    changes = differences(saved.get("run", {}), identity(run))
-    if changes and not run.accept:
-        refuse_foreign(changes[0], finished[-1])
-    progress = Progress(**{name: saved[name] for name in Progress.__dataclass_fields__ if name in saved})
-    progress.accepted += [change | {"step": progress.step} for change in changes]
-    audit(progress.ledger, batches.plan, batches_read(run, progress))
-    state.load(finished[-1], tensors)
-    set_step(optimizer, progress.step - len(skipped_before(progress)))
-    return progress
-
-
-def batches_read(run: "Train", progress: Progress) -> list[range]:
-    """The rows of the steps that were taken."""
-    size = run.rows.per_step
-    edges = [-1, *skipped_before(progress), progress.step]
-    return [range((a + 1) * size, b * size) for a, b in itertools.pairwise(edges)]
-
-
-def skipped_before(progress: Progress) -> list[int]:
-    """The steps before this one whose batches were not learnt from."""
-    return sorted(int(one["step"]) for one in progress.skipped if one["step"] < progress.step)
-
-
-def differences(old: Any, new: Any, name: str = "") -> list[dict[str, Any]]:
-    """The fields in which two identities differ: {"field": its dotted name, "old", "new"}."""
-    if isinstance(old, Mapping) and isinstance(new, Mapping):
-        names = sorted(old.keys() | new.keys())
-        return [one for key in names for one in differences(old.get(key), new.get(key), f"{name}.{key}".lstrip("."))]
-    return [] if old == new else [{"field": name, "old": old, "new": new}]
-
-
-def refuse_foreign(change: Mapping[str, Any], checkpoint: Path) -> None:
-    raise UserError(
-        f"The checkpoint {checkpoint} is of another run: its {change['field']} is {change['old']!r}, here it is "
-        f"{change['new']!r}; move the checkpoint away, go on with the recipe that made it, or accept the change, which "
-        "is recorded: ahkio build --accept."
-    )
-
-
-def write_model(out: Path, engine: Engine) -> None:
-    """The weights in fp32 as a Hugging Face folder: from memory, or from the last checkpoint, a file on each rank in
-    turn."""
-    folder, group = out / "model", engine.group
-    if group.first:
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir()
-    group.wait()
-    (model, *_) = engine.models
-    if isinstance(model, Llama):
-        save_model(model, folder, torch.float32)
-    else:
-        (checkpoint,) = state.checkpoints(out / "checkpoints")[-1:]
-        write_shards(checkpoint, engine.config, folder, group)
-    group.wait()
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# The record
-
-
-def facts_of(run: "Train", engine: Engine, progress: Progress) -> Facts:
-    """What the manifest, the card and the report say of the run."""
-    rate = run.tokens / progress.seconds
-    peak, found = peak_of(run, engine.group.device.type)
-    peak *= run.mesh.devices
-    return {
-        "steps": run.steps,
-        "tokens": run.tokens,
-        "trained_tokens": sum(int(source["trained_tokens"]) for source in progress.ledger.values()),
-        "parameters": engine.config.parameters,
-        "seconds": round(progress.seconds, 2),
-        "tokens_per_second": round(rate, 1),
-        "mfu": {
-            "value": rate * engine.config.flops_per_token(run.rows.length) / peak,
-            "formula": MFU_FORMULA,
-            "peak": found,
-            "peak_flops": peak,
-        },
-        "precision": run.precision,
-        "optimizer": {"name": type(run.optimizer).__name__, **asdict(run.optimizer)},
-        "schedule": {"name": type(run.schedule).__name__.lower(), **asdict(run.schedule)},
-        "rows_per_step": run.rows.per_step,
-        "row_length": run.rows.length,
-        "documents": run.rows.documents,
-        "ledger": shares_of(progress.ledger),
-        "bits_per_byte": progress.bits_per_byte,
-        "loss_first": progress.losses[0],
-        "loss_last": progress.losses[1],
-        "restarts": progress.restarts,
-        "skipped": progress.skipped,
-        "accepted": progress.accepted,
-        "hardware": hardware(engine.group),
-    }
-
-
-def mfu_of(run: "Train", engine: Engine) -> float:
-    """What share of all devices' peak one token a second takes."""
-    peak = peak_of(run, engine.group.device.type)[0] * run.mesh.devices
-    return engine.config.flops_per_token(run.rows.length) / peak
-
-
-def peak_of(run: "Train", kind: str) -> tuple[float, str]:
-    """What one device could do in the run's precision, in FLOP/s, and how that is known."""
-    return machine.peak_flops(str(DTYPES[run.precision]).removeprefix("torch."), kind)
-
-
-def shares_of(ledger: Ledger) -> dict[str, dict[str, float]]:
-    rows = sum(source["rows"] for source in ledger.values())
-    return {name: source | {"share": source["rows"] / rows} for name, source in ledger.items()}
-
-
-def hardware(group: Group) -> Facts:
-    mesh = {axis: size for axis in AXES if (size := getattr(group.mesh, axis)) > 1}
-    common = {"devices": group.mesh.devices} | ({"mesh": mesh} if mesh else {})
-    if group.device.type == "cuda":
-        return {"device": torch.cuda.get_device_name()} | common
-    kernels = "torch" if native.library() is None else "native"
-    cores, threads = machine.cores(), torch.get_num_threads()
-    return {"device": machine.cpu_name(), "cores": cores, "threads": threads, "kernels": kernels} | common

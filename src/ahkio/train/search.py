@@ -110,8 +110,8 @@ def divisors(number: int) -> list[int]:
 
 
 def refusal(setup: Setup) -> str:
-    """Why a run would be refused with this mesh, in a sentence; empty where it would not. The rules are those of
-    model.parallel, tokens.batches and torch's pipe."""
+    """Why a run is refused with this mesh, in a sentence; empty where it is not. The rules are those of model.parallel,
+    tokens.batches and torch's pipe, which divide evenly or not at all."""
     return next((sentence for broken, sentence in _rules(setup) if broken), "")
 
 

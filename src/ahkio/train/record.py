@@ -1,0 +1,82 @@
+"""What the manifest, the card and the report are told of a run."""
+
+from dataclasses import asdict
+from typing import TYPE_CHECKING
+
+import torch
+
+from ahkio.core import machine
+from ahkio.core.group import Group
+from ahkio.core.mesh import AXES
+from ahkio.core.stage import Facts
+from ahkio.model import native
+from ahkio.tokens.batches import Ledger
+from ahkio.train.checkpoint import Progress
+from ahkio.train.engine import Engine
+
+if TYPE_CHECKING:
+    from ahkio.train.train import Train
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+MFU_FORMULA = "tokens/s x (6 x weights in products + 6 x layers x heads x head width x row length, causal) / peak"
+
+
+def facts_of(run: "Train", engine: Engine, progress: Progress) -> Facts:
+    """What the manifest, the card and the report say of the run."""
+    rate = run.tokens / progress.seconds
+    peak, found = peak_of(run, engine.group.device.type)
+    peak *= run.mesh.devices
+    return {
+        "steps": run.steps,
+        "tokens": run.tokens,
+        "trained_tokens": sum(int(source["trained_tokens"]) for source in progress.ledger.values()),
+        "parameters": engine.config.parameters,
+        "seconds": round(progress.seconds, 2),
+        "tokens_per_second": round(rate, 1),
+        "mfu": {
+            "value": rate * engine.config.flops_per_token(run.rows.length) / peak,
+            "formula": MFU_FORMULA,
+            "peak": found,
+            "peak_flops": peak,
+        },
+        "precision": run.precision,
+        "optimizer": {"name": type(run.optimizer).__name__, **asdict(run.optimizer)},
+        "schedule": {"name": type(run.schedule).__name__.lower(), **asdict(run.schedule)},
+        "rows_per_step": run.rows.per_step,
+        "row_length": run.rows.length,
+        "documents": run.rows.documents,
+        "ledger": shares_of(progress.ledger),
+        "bits_per_byte": progress.bits_per_byte,
+        "loss_first": progress.losses[0],
+        "loss_last": progress.losses[1],
+        "restarts": progress.restarts,
+        "skipped": progress.skipped,
+        "accepted": progress.accepted,
+        "hardware": hardware(engine.group),
+    }
+
+
+def mfu_of(run: "Train", engine: Engine) -> float:
+    """What share of all devices' peak one token a second takes."""
+    peak = peak_of(run, engine.group.device.type)[0] * run.mesh.devices
+    return engine.config.flops_per_token(run.rows.length) / peak
+
+
+def peak_of(run: "Train", kind: str) -> tuple[float, str]:
+    """What one device could do in the run's precision, in FLOP/s, and how that is known."""
+    return machine.peak_flops(str(DTYPES[run.precision]).removeprefix("torch."), kind)
+
+
+def shares_of(ledger: Ledger) -> dict[str, dict[str, float]]:
+    rows = sum(source["rows"] for source in ledger.values())
+    return {name: source | {"share": source["rows"] / rows} for name, source in ledger.items()}
+
+
+def hardware(group: Group) -> Facts:
+    mesh = {axis: size for axis in AXES if (size := getattr(group.mesh, axis)) > 1}
+    common = {"devices": group.mesh.devices} | ({"mesh": mesh} if mesh else {})
+    if group.device.type == "cuda":
+        return {"device": torch.cuda.get_device_name()} | common
+    kernels = "torch" if native.library() is None else "native"
+    cores, threads = machine.cores(), torch.get_num_threads()
+    return {"device": machine.cpu_name(), "cores": cores, "threads": threads, "kernels": kernels} | common
