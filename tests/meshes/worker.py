@@ -36,13 +36,13 @@ RUN = replace(
 )
 
 
-def steps(model, inputs, mesh, count, micro=1, parts_per_rank=1, compute="float32", recompute="none"):
+def steps(model, inputs, mesh, count, micro=1, parts_per_rank=1, compute="float32", **how):
     """[loss, gradient norm] of each step, and the numbers of the rows that each data rank had."""
     mesh, rows = Mesh(**mesh), Rows(length=32, per_step=8)
     paths = {stage: Path(inputs) / stage.name for stage in MIX.sources.values()}
     batches = open_batches(MIX, paths, rows, count * rows.per_step)
     with joined(mesh, "cpu", 240) as group:
-        how = How(compute=getattr(torch, compute), recompute=recompute)
+        how = How(compute=getattr(torch, compute), **how)
         parts = open_parts(Path(model), read_config(Path(model)), group, how, parts_per_rank)
         engine = Engine(parts, TRAIN.objective, group, replace(rows, per_step=micro))
         optimizer = TRAIN.optimizer.build(*engine.models)

@@ -173,6 +173,8 @@ def test_what_is_proposed_fits_and_obeys_the_rules():
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [
+        ({"mesh": Mesh(tensor=2), "precision": "fp8"}, "fp8 and mesh.tensor do not go together"),
+        ({"shape": replace(SHAPE, ffn=4100), "precision": "fp8"}, "multiples of 16 only, not [4100]"),
         ({"mesh": Mesh(tensor=16)}, "does not divide the model's 8 kv heads"),
         ({"mesh": Mesh(pipe=16)}, "The pipe has 16 parts, but the model 8 layers"),
         ({"mesh": Mesh(shard=3)}, "can't be divided evenly among 3 ranks"),

@@ -150,8 +150,9 @@ def test_micro_batches_change_nothing_but_rounding(unbroken, store):
     assert made.facts["ledger"] == unbroken.facts["ledger"]
 
 
-def test_bf16_learns_too_and_keeps_fp32_weights(unbroken, store):
-    made = build(replace(TRAIN, precision="bf16"), store, quiet)
+@pytest.mark.parametrize("precision", ["bf16", "fp8"])
+def test_narrow_products_learn_too_and_weights_stay_in_fp32(unbroken, store, precision):
+    made = build(replace(TRAIN, precision=precision), store, quiet)
     assert made.facts["loss_last"] == pytest.approx(unbroken.facts["loss_last"], abs=0.1)
     assert {w.dtype for w in load_model(made.path / "model").parameters()} == {torch.float32}
 

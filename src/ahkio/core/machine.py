@@ -185,11 +185,12 @@ _best: dict[tuple[str, str], float] = {}
 def device(name: str, precision: str, processes: int) -> Device:
     """A device of the table; of this machine where `name` is empty. Processes on a CPU share its cores and its memory.
 
-    precision: "fp32" or "bf16", which this machine's rate is of. Raises UserError for a name that is not in the table.
+    precision: "fp32", "bf16" or "fp8" (counted as bf16), which this machine's rate is of. Raises UserError for a
+    name that is not in the table.
     """
     if name and name not in DEVICES:
         raise UserError(f"mesh.device={name!r} is not in the table: {', '.join(DEVICES)}; empty means this machine.")
-    return DEVICES[name] if name else _this({"bf16": "bfloat16", "fp32": "float32"}[precision], processes)
+    return DEVICES[name] if name else _this("float32" if precision == "fp32" else "bfloat16", processes)
 
 
 def _this(dtype: str, processes: int) -> Device:

@@ -20,6 +20,7 @@ from ahkio.model.shape import LlamaConfig, Recompute
 DEAR = {
     torch.ops.aten.mm.default,
     torch.ops.aten.addmm.default,
+    torch.ops.aten._scaled_mm.default,
     torch.ops.ahkio.document_attention.default,
     torch.ops.aten._scaled_dot_product_flash_attention.default,
     torch.ops.aten._flash_attention_forward.default,

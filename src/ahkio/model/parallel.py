@@ -2,7 +2,7 @@
 
 The model is laid out without memory (on the meta device), divided by the passes below, and only then given room and
 filled, so no rank ever holds more than its share. Order matters: products are split along `tensor` first, attention
-learns of `context`, blocks are compiled, and what is left is sharded over `parameters`.
+learns of `context`, blocks compute in fp8 or are compiled, and what is left is sharded over `parameters`.
 """
 
 from collections.abc import Callable
@@ -27,6 +27,7 @@ from ahkio.core import state
 from ahkio.core.errors import UserError
 from ahkio.core.group import Group
 from ahkio.model.attention import Seen
+from ahkio.model.float8 import to_float8
 from ahkio.model.hub import hf_name, tensor_files
 from ahkio.model.llama import Llama, angles, through
 from ahkio.model.shape import LlamaConfig, Recompute
@@ -49,6 +50,7 @@ class How(NamedTuple):
     """What of a run decides how its model is laid out."""
 
     compute: torch.dtype = torch.float32
+    float8: bool = False
     recompute: Recompute = "none"
     compile: bool = False
     offload: bool = False  # weights, gradients and optimizer state wait in the CPU's memory
@@ -88,7 +90,7 @@ class Part(nn.Module):
         """As Llama.forward; `x` are ids (B, T), or what the part before gave (B, T, D)."""
         if self.first:
             assert self.embed is not None
-            x = self.embed(x).to(self.compute)
+            x = self.embed(x).to(self.compute, copy=True)  # else a compiled block loses a split embedding's gradient
         rope, bounds = angles(positions_BT, self.config), bounds.flatten()
         if seen is not None:
             seen = seen._replace(places=seen.places.flatten(), bounds=seen.bounds.flatten())
@@ -132,8 +134,10 @@ def divide(part: Part, group: Group, how: How) -> None:
         return
     if ranks := group.axis("tensor"):
         split(part, ranks)
-    if how.compile:
-        for block in part.blocks.values():
+    for block in part.blocks.values():
+        if how.float8:
+            to_float8(block, group.device)
+        if how.compile:
             block.compile()
     shard(part, group.parameters, group, how)
 

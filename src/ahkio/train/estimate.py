@@ -28,7 +28,7 @@ class Setup:
     mesh: Mesh
     rows: Rows
     micro_rows: int  # in one forward and backward of a rank
-    precision: Literal["fp32", "bf16"] = "bf16"
+    precision: Literal["fp32", "bf16", "fp8"] = "bf16"
     recompute: Recompute = "none"
     offload: bool = False
     parts_per_rank: int = 1
@@ -37,7 +37,7 @@ class Setup:
     @property
     def wide(self) -> int:
         """Bytes of an activation."""
-        return 2 if self.precision == "bf16" else FP32
+        return FP32 if self.precision == "fp32" else 2
 
     @property
     def tokens(self) -> int:

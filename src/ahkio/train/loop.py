@@ -19,6 +19,7 @@ from ahkio.core.group import Group, joined, limit_waits
 from ahkio.core.log import Log, open_log
 from ahkio.core.stage import Facts, Inputs, identity
 from ahkio.core.stop import Paused, asked_to_stop
+from ahkio.model.float8 import to_float8
 from ahkio.model.hub import load_model, save_model, write_shards
 from ahkio.model.llama import Llama
 from ahkio.model.parallel import How, open_parts
@@ -90,10 +91,13 @@ def open_engine(run: "Train", start: Path, group: Group) -> Engine:
     compute = DTYPES[run.precision]
     if group.devices is None:
         model = load_model(start, device=str(group.device), compute=compute, recompute=run.recompute)
-        for block in model.blocks if run.compile else ():
-            block.compile()
+        for block in model.blocks:
+            if run.precision == "fp8":
+                to_float8(block, group.device)
+            if run.compile:
+                block.compile()
         return Engine([model], run.objective, group)
-    how = How(compute, run.recompute, run.compile, run.offload)
+    how = How(compute, run.precision == "fp8", run.recompute, run.compile, run.offload)
     parts = open_parts(start, read_config(start), group, how, run.parts_per_rank)
     return Engine(parts, run.objective, group, replace(run.rows, per_step=run.micro_rows))
 

@@ -56,7 +56,7 @@ def computing(s: Setup, device: Device, part: Part) -> float:
     forward = 2 * block + 2 * c.heads * c.head_width * s.rows.length  # causal attention, so half of its two products
     again = forward if s.recompute == "block" else 0  # selective: what is computed again is no product
     work = part.layers * (3 * forward + again) + (6 * c.vocab * c.width if part.head else 0)
-    rate = device.flops if s.precision == "bf16" else device.flops_fp32
+    rate = device.flops_fp32 if s.precision == "fp32" else device.flops
     return s.tokens * work / s.mesh.tensor / (rate * USUAL_UTILISATION["gpu" if s.gpu else "cpu"])
 
 

@@ -17,7 +17,7 @@ from ahkio.train.engine import Engine
 if TYPE_CHECKING:
     from ahkio.train.train import Train
 
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp8": torch.bfloat16}  # of activations
 MFU_FORMULA = "tokens/s x (6 x weights in products + 6 x layers x heads x head width x row length, causal) / peak"
 
 
@@ -63,7 +63,7 @@ def mfu_of(run: "Train", engine: Engine) -> float:
 
 
 def peak_of(run: "Train", kind: str) -> tuple[float, str]:
-    """What one device could do in the run's precision, in FLOP/s, and how that is known."""
+    """What one device could do in the run's precision (in fp8: in bf16), in FLOP/s, and how that is known."""
     return machine.peak_flops(str(DTYPES[run.precision]).removeprefix("torch."), kind)
 
 

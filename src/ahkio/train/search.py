@@ -12,6 +12,7 @@ from ahkio.train.estimate import ROOM, Memory, Setup, memory
 from ahkio.train.pace import Pace, pace
 
 RECOMPUTE: tuple[Recompute, ...] = ("none", "selective", "block")
+FLOAT8_MULTIPLE = 16
 PARTS = (1, 2, 4)  # of a rank along the pipe; more have hardly less of a bubble
 
 
@@ -121,6 +122,13 @@ def _rules(s: Setup) -> Iterator[tuple[bool, str]]:
         yield (
             count % mesh.tensor > 0,
             f"mesh.tensor={mesh.tensor} does not divide the model's {count:,} {name}; choose a divisor of it.",
+        )
+    if s.precision == "fp8":
+        yield mesh.tensor > 1, "train.precision=fp8 and mesh.tensor do not go together yet; give mesh.shard the ranks."
+        odd = [size for size in (c.width, c.ffn, c.kv_heads * c.head_width) if size % FLOAT8_MULTIPLE]
+        yield (
+            bool(odd),
+            f"fp8 takes products of multiples of {FLOAT8_MULTIPLE} only, not {odd}; take train.precision=bf16.",
         )
     parts = mesh.pipe * s.parts_per_rank
     yield parts > c.layers, f"The pipe has {parts} parts, but the model {c.layers} layers; give mesh.pipe fewer."

@@ -40,7 +40,7 @@ class Train(Stage):
     optimizer: AdamW = AdamW()
     schedule: Cosine = Cosine()
     spikes: Spikes = Spikes()
-    precision: Literal["fp32", "bf16"] = "bf16"  # of activations and products; weights and optimizer stay fp32
+    precision: Literal["fp32", "bf16", "fp8"] = "bf16"  # of activations and products; weights and optimizer stay fp32
     heldout: tuple[HeldOut, ...] = ()  # bits per byte on these in the loop
     heldout_documents: int = 0  # the first so many of each; 0: all
     heldout_context: int = 1024  # tokens
