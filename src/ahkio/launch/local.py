@@ -6,6 +6,7 @@ started them, and leave it to that to say why they can't go on.
 
 import contextlib
 import ctypes
+import dataclasses
 import json
 import logging
 import os
@@ -17,6 +18,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from time import monotonic, sleep
 from types import FrameType
+from typing import Any
 
 from ahkio.core.errors import Lost, UserError
 from ahkio.core.stop import REQUEUE, SOON, Paused, handling
@@ -39,6 +41,8 @@ def run(arguments: Sequence[str], processes: int, restarts: int) -> None:
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # what there is to say is said here
+    named = {field.name for field in dataclasses.fields(LaunchConfig)}
+    patience: dict[str, Any] = {"shutdown_timeout": SAVING} if "shutdown_timeout" in named else {}  # not in torch 2.11
     with tempfile.TemporaryDirectory(prefix="ahkio-") as folder:
         refusal = Path(folder) / "refusal.json"
         config = LaunchConfig(
@@ -51,7 +55,7 @@ def run(arguments: Sequence[str], processes: int, restarts: int) -> None:
             max_restarts=restarts,
             monitor_interval=0.2,
             signals_to_handle="SIGHUP",
-            shutdown_timeout=SAVING,
+            **patience,
         )
         try:
             with _environment(refusal, processes), _passing_on(SignalException):
