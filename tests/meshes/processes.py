@@ -10,6 +10,13 @@ WORKER = Path(__file__).with_name("worker.py")
 SECONDS = 600  # for all jobs of one launch, on a machine that has other work
 
 
+def record(kind, name, **figures):
+    """Keep what was measured in the file that AHKIO_RECORD names, if it does, for show.py."""
+    if path := os.environ.get("AHKIO_RECORD"):
+        with open(path, "a") as file:
+            file.write(json.dumps({"kind": kind, "name": name} | figures) + "\n")
+
+
 def run(folder, processes, jobs):
     """What worker.py returns for each of `jobs`, run one after another by so many processes."""
     folder.mkdir(parents=True, exist_ok=True)

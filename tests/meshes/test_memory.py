@@ -63,5 +63,5 @@ def test_a_rank_takes_the_memory_that_was_predicted(measured, name):
     for rank, found in enumerate(measured[name]):
         place = rank if setup.mesh.pipe > 1 else 0
         predicted = memory_at(setup, place).total
-        print(f"{name}, rank {rank}: predicted {predicted / 2**20:.0f} MiB, measured {found / 2**20:.0f} MiB")
+        processes.record("memory", f"{name}, rank {rank}", predicted=predicted, measured=found)
         assert predicted == pytest.approx(found, rel=0.1)
