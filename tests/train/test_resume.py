@@ -265,11 +265,11 @@ def test_a_foreign_checkpoint_is_refused_by_the_field_that_differs(store, recipe
 def test_a_change_that_is_accepted_is_recorded_and_the_run_goes_on(store, recipe, capsys, monkeypatch):
     other = replace(TRAIN, schedule=replace(TRAIN.schedule, peak=5e-3))
     stop_at(monkeypatch, loop, "train_step", 5, store, other)
-    shutil.copytree(draft_of(store / other.name), draft(store))
-    before = [line["lr"] for line in metrics(draft(store))][:4]
+    before = [line["lr"] for line in metrics(draft_of(store / other.name))][:4]
     assert main(["build", str(recipe), "--runs", str(store.parent), "--accept"]) == 0
     made = Artifact(store / TRAIN.name)
     assert made.facts["accepted"] == [{"field": "schedule.peak", "old": 5e-3, "new": 1e-2, "step": 4}]
+    assert made.facts["continued"] == [{"run": other.name, "step": 4}]
     assert [line["lr"] for line in metrics(made.path)][:4] == before
     assert metrics(made.path)[4]["lr"] == TRAIN.schedule.lr(4, 8)
     saved = state.read_state(next((made.path / "checkpoints").iterdir()))
@@ -279,7 +279,6 @@ def test_a_change_that_is_accepted_is_recorded_and_the_run_goes_on(store, recipe
 def test_a_change_that_was_accepted_once_is_not_asked_about_again(unbroken, store, recipe, monkeypatch):
     other = replace(TRAIN, schedule=replace(TRAIN.schedule, peak=5e-3))
     stop_at(monkeypatch, loop, "train_step", 3, store, other)
-    shutil.copytree(draft_of(store / other.name), draft(store))
     stop_at(monkeypatch, loop, "train_step", 3, store, replace(TRAIN, accept=True))
     made = build(TRAIN, store, quiet)
     (change,) = made.facts["accepted"]

@@ -65,6 +65,9 @@ def _irregular(train: Record) -> list[str]:
     """What did not go as the recipe has it, if anything."""
     skipped, accepted = train.value.get("skipped"), train.value.get("accepted")
     lines = []
+    if train.value.get("continued"):
+        runs = (f"{one('run')} after {one('step'):,} steps" for one in train.each("continued").values())
+        lines.append(f"**Went on from:** {_listed(runs)}")
     if skipped:
         steps = _listed(f"{one('step'):,} ({_spike(one)})" for one in train.each("skipped").values())
         lines.append(f"**Batches left out:** {len(skipped)}, for spikes at step {steps}; each time the run went back")

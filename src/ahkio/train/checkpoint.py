@@ -2,7 +2,7 @@
 
 import itertools
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +13,7 @@ from ahkio.core import state
 from ahkio.core.errors import UserError
 from ahkio.core.stage import identity
 from ahkio.tokens.batches import Batches, Ledger, audit
+from ahkio.train.earlier import adopt, is_past_of
 from ahkio.train.engine import Engine
 from ahkio.train.optimizer import set_step, state_tensors
 from ahkio.train.spikes import Measured
@@ -33,6 +34,7 @@ class Progress:
     recent: list[Measured] = field(default_factory=list)  # of the last steps
     skipped: list[dict[str, Any]] = field(default_factory=list)  # {"step", "loss", "grad_norm", "back_to"}
     accepted: list[dict[str, Any]] = field(default_factory=list)  # {"field", "old", "new", "step"}
+    continued: list[dict[str, Any]] = field(default_factory=list)  # {"run", "step"}: earlier runs it goes on from
     seconds: float = 0.0  # in steps, not in measuring or saving
     restarts: int = 0
 
@@ -46,7 +48,11 @@ def open_saver(run: "Train", out: Path, engine: Engine, optimizer: Optimizer) ->
 
 
 def resume(run: "Train", out: Path, engine: Engine, optimizer: Optimizer, batches: Batches) -> Progress:
-    """Go on from the newest checkpoint in `out`; a new Progress where there is none."""
+    """Go on from the newest checkpoint in `out`, or of an earlier run with the same past; a new Progress where there is
+    none."""
+    if engine.group.first and not state.checkpoints(out / "checkpoints"):
+        adopt(run, out)
+    engine.group.wait()
     progress = restore(run, out, engine, optimizer, batches, state_tensors(optimizer, engine.weights()))
     if progress is None:
         set_step(optimizer, 0)
@@ -68,10 +74,14 @@ def restore(
         return None
     saved = state.read_state(finished[-1], engine.group)
     changes = differences(saved.get("run", {}), identity(run))
-    if changes and not run.accept:
+    goes_on = bool(changes) and is_past_of(saved, replace(run, accept=False))
+    if changes and not goes_on and not run.accept:
         refuse_foreign(changes[0], finished[-1])
     progress = Progress(**{name: saved[name] for name in Progress.__dataclass_fields__ if name in saved})
-    progress.accepted += [change | {"step": progress.step} for change in changes]
+    if changes:
+        progress.continued += [{"run": saved.get("name", ""), "step": progress.step}]
+    if not goes_on:
+        progress.accepted += [change | {"step": progress.step} for change in changes]
     audit(progress.ledger, batches.plan, batches_read(run, progress))
     state.load(finished[-1], tensors)
     set_step(optimizer, progress.step - len(skipped_before(progress)))

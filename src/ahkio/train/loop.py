@@ -77,7 +77,8 @@ def train(run: "Train", out: Path, inputs: Inputs) -> Facts:
             ):
                 log.truncate_after(progress.step - 1)
                 if progress.step:
-                    log.note(f"train: goes on after {progress.step:,} of {run.steps:,} steps")
+                    earlier = f" of {progress.continued[-1]['run']}" if progress.continued else ""
+                    log.note(f"train: goes on after {progress.step:,} of {run.steps:,} steps{earlier}")
                 take_steps(
                     Running(run, out, engine, optimizer, batches, sets, log, saver, mfu_of(run, engine)), progress, stop
                 )
@@ -213,7 +214,7 @@ def save(at: Running, progress: Progress) -> None:
     """Begin the checkpoint of the steps so far, with what all ranks have read in the ledger."""
     progress.ledger = merged([progress.ledger, *at.engine.group.gather(progress.read)], at.batches.plan)
     progress.read = {}
-    at.saver.save(progress.step, asdict(progress) | {"run": identity(at.run)})
+    at.saver.save(progress.step, asdict(progress) | {"name": at.run.name, "run": identity(at.run)})
 
 
 def note_bits(at: Running, progress: Progress) -> None:

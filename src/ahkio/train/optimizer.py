@@ -60,6 +60,36 @@ class Cosine:
         return self.final + (self.peak - self.final) * (1 + math.cos(math.pi * done)) / 2
 
 
+@dataclass(frozen=True, kw_only=True)
+class WSD:
+    """Warm-up, stable, decay: a linear rise to `peak`, which stays until a linear fall to `final` at the last step.
+
+    No rate before the fall depends on the number of steps, so a run can be made longer (S. Hu et al., "MiniCPM", 2024).
+    """
+
+    peak: float = 3e-4
+    final: float = 1e-8
+    warmup: int = 1000  # steps
+    decay: float = 0.1  # fraction of all steps, the last ones
+
+    def __post_init__(self) -> None:
+        if self.warmup < 0 or not 0 <= self.decay <= 1:
+            raise UserError(
+                f"schedule.warmup is a number of steps and schedule.decay a fraction of all; got {self.warmup} and "
+                f"{self.decay}."
+            )
+        if not 0 < self.peak < 1:
+            raise UserError(f"schedule.peak is a learning rate, above 0 and below 1; got {self.peak}.")
+
+    def lr(self, step: int, steps: int) -> float:
+        """The learning rate of `step`, counted from 0, of a run of `steps`."""
+        if step < self.warmup:
+            return self.peak * (step + 1) / self.warmup
+        fall = round(self.decay * steps)
+        fallen = max(0, step + 1 - (steps - fall))
+        return self.peak + (self.final - self.peak) * fallen / max(1, fall)
+
+
 def state_tensors(optimizer: "Optimizer", named: "Iterable[tuple[str, nn.Parameter]]") -> "dict[str, Tensor]":
     """Weights and moments by name, as a checkpoint holds them. A fresh optimizer gets moments of zero first."""
     import torch

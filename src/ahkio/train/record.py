@@ -52,6 +52,7 @@ def facts_of(run: "Train", engine: Engine, progress: Progress) -> Facts:
         "restarts": progress.restarts,
         "skipped": progress.skipped,
         "accepted": progress.accepted,
+        "continued": progress.continued,
         "hardware": hardware(engine.group),
     }
 

@@ -15,7 +15,7 @@ from ahkio.tokens.heldout import HeldOut
 from ahkio.tokens.mixture import Mix, Plan
 from ahkio.train.estimate import Setup, memory
 from ahkio.train.objectives import NextToken
-from ahkio.train.optimizer import AdamW, Cosine
+from ahkio.train.optimizer import WSD, AdamW, Cosine
 from ahkio.train.pace import pace
 from ahkio.train.search import fits, refusal, too_big
 from ahkio.train.spikes import Spikes
@@ -38,7 +38,7 @@ class Train(Stage):
     rows: Rows = Rows()
     objective: NextToken = NextToken()
     optimizer: AdamW = AdamW()
-    schedule: Cosine = Cosine()
+    schedule: Cosine | WSD = Cosine()
     spikes: Spikes = Spikes()
     precision: Literal["fp32", "bf16", "fp8"] = "bf16"  # of activations and products; weights and optimizer stay fp32
     heldout: tuple[HeldOut, ...] = ()  # bits per byte on these in the loop
