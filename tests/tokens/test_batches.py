@@ -113,9 +113,11 @@ def test_neighbouring_rows_share_one_token_so_that_each_is_a_label_once(world):
 
 @pytest.mark.parametrize("extra", [0, 1])
 def test_a_row_takes_one_token_more_than_its_length(extra):
-    sources = dict.fromkeys(("fi", "eng", "code"), 10 * T + extra)
-    assert set(plan_of(mix(), sources, Rows(length=T)).available.values()) == {9 + extra}
-    assert set(plan_of(mix(), dict.fromkeys(sources, 0), Rows(length=T)).available.values()) == {0}
+    def plan(facts):
+        return plan_of(mix(), dict.fromkeys(("fi", "eng", "code"), facts), Rows(length=T))
+
+    assert set(plan({"tokens": 10 * T + extra}).available.values()) == {9 + extra}
+    assert set(plan({"tokens": 0}).available.values()) == set(plan({}).available.values()) == {0}
 
 
 @pytest.mark.parametrize("ranks", [1, 2, 3, 4, 6, 12])
@@ -180,7 +182,7 @@ def test_a_step_that_ranks_cannot_share_evenly_is_refused(world):
 def test_sources_that_name_the_same_tokens_share_one_store(world):
     shares = tuple(Share(name=name, tokens=Text(domain="fi"), weight=1) for name in ("once", "again"))
     batches = open_batches(Mix(segments=(Segment(rows=0, shares=shares),)), world, Rows(length=T, per_step=2), 10)
-    assert batches.stores["once"] is batches.stores["again"]
+    assert batches.layouts["once"] is batches.layouts["again"]
 
 
 def test_a_run_that_needs_too_many_epochs_is_refused_before_the_first_step(world):
@@ -213,7 +215,7 @@ def test_the_ledger_counts_what_was_read_and_agrees_with_the_plan(world):
     audit(ledger, plan, [range(36)])
     for name, count in plan.counts(36).items():
         epochs = count / plan.available[name]
-        counts = {"rows": count, "tokens": count * T, "trained_tokens": trained[name], "epochs": epochs}
+        counts = {"rows": count, "tokens": count * T, "padding": 0, "trained_tokens": trained[name], "epochs": epochs}
         assert ledger[name] == counts | {"documents": ledger[name]["documents"]}
         assert ledger[name]["documents"] >= count
     ranks = [add({}, batches.read(batches.rows_of(step, rank, 2)), plan) for step in range(3) for rank in range(2)]
