@@ -32,7 +32,9 @@ class Rows:
 
     length: int = 1024  # T, tokens
     per_step: int = 512  # rows on all ranks together
-    documents: Literal["separate", "across"] = "separate"  # whether attention crosses bounds; and labels, of a stream
+    documents: Literal["separate", "across"] = (
+        "separate"  # across: attention crosses bounds, and in a stream labels too
+    )
 
     def __post_init__(self) -> None:
         if self.length < 1 or self.per_step < 1:

@@ -37,7 +37,7 @@ from ahkio.train.spikes import Measured
 from ahkio.train.step import Step, train_step
 
 if TYPE_CHECKING:
-    from ahkio.train.train import Train
+    from ahkio.train.train import Settled as Train
 
 Stop = Callable[[], type[KeyboardInterrupt] | None]
 
