@@ -1,5 +1,5 @@
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 
 import numpy as np
@@ -46,6 +46,11 @@ def mix(weights=(("fi", 0.5), ("eng", 0.3), ("code", 0.2)), rows=0):
 
 def opened(world, rows=48, **settings):
     return open_batches(mix(), world, Rows(length=T, per_step=12, **settings), rows)
+
+
+def segment(rows=0, **weights):
+    shares = tuple(Share(name=name, tokens=Text(domain=name), weight=weight) for name, weight in weights.items())
+    return Segment(rows=rows, shares=shares)
 
 
 def stream(name):
@@ -172,6 +177,43 @@ def test_a_batch_is_cut_as_it_would_have_been_read(world):
     for rank in range(3):
         for one, other in zip(cut(whole, 2, rank, 3), batches.micro(1, 2, rank, 3), strict=True):
             assert same(one, other)
+
+
+FIRST, SECOND = segment(rows=30, fi=5, eng=3, code=2), segment(fi=1, eng=1)
+
+
+@pytest.mark.parametrize(
+    "appended",
+    {
+        "new weights": (segment(fi=1, eng=4),),
+        "a new source": (segment(fi=2, eng=1, sv=1),),
+        "a longer budget": (SECOND,),
+        "an annealing tail": (segment(rows=20, code=1, sv=3), segment(rows=10, sv=1)),
+    }.values(),
+    ids=lambda segments: f"{len(segments)} of {'-'.join(segments[0].names)}",
+)
+def test_segments_appended_on_the_way_change_no_batch_before_them(world, tmp_path, appended):
+    """The run under way has read 60 rows; its last segment was open, or stated to end there."""
+    world |= {Text(domain="sv"): write(tmp_path / "sv", documents_of("sv"))}
+    settings = Rows(length=T, per_step=12)
+    extended = open_batches(Mix(segments=(FIRST, replace(SECOND, rows=30), *appended)), world, settings, 84)
+    for planned in (SECOND, replace(SECOND, rows=30)):
+        before = open_batches(Mix(segments=(FIRST, planned)), world, settings, 60)
+        assert same(extended.read(range(60)), before.read(range(60)))
+        ledgers = [add({}, one.read(range(60)), one.plan) for one in (extended, before)]
+        assert ledgers[0] == ledgers[1]
+        audit(ledgers[1], extended.plan, [range(60)])
+    after = extended.read(range(60, 84))
+    assert {name for one in appended for name in one.names} >= set(after.sources)
+    whole = merged([ledgers[0], add({}, after, extended.plan)], extended.plan)
+    audit(whole, extended.plan, [range(84)])
+
+
+def test_a_longer_budget_goes_on_as_if_it_had_been_planned_so(world):
+    settings = Rows(length=T, per_step=12)
+    whole = open_batches(mix(), world, settings, 84)
+    pieces = open_batches(Mix(segments=(*mix(rows=60).segments, *mix().segments)), world, settings, 84)
+    assert same(whole.read(range(84)), pieces.read(range(84)))
 
 
 def test_a_step_that_ranks_cannot_share_evenly_is_refused(world):
