@@ -138,6 +138,7 @@ class Training:
             ("",),
             (0,),
             (0,),
+            (0,),
         )
         engine = alone(model, NextToken())
         self.step = lambda: train_step(engine, optimizer, [batch], 1e-4, 1.0)

@@ -191,7 +191,7 @@ def ids_of_ours() -> None:
         ids_BT = np.empty((PER_READ, LENGTH + 1), np.int64)
         for b in range(PER_READ):
             place = batches.plan.row(first + b)
-            ids_BT[b] = batches.stores[place.source].read(place.row * LENGTH, LENGTH + 1)
+            ids_BT[b] = batches.layouts[place.source].store.read(place.row * LENGTH, LENGTH + 1)
 
 
 def ids_of_numpy() -> None:

@@ -76,7 +76,7 @@ def batch_of(work: Work, step: int) -> Batch:
     labels_N = np.where(np.roll(positions_N, -1) > 0, np.roll(ids_BT.ravel(), -1), IGNORE)
     return Batch(
         ids_BT, labels_N.reshape(ids_BT.shape), positions_N.reshape(ids_BT.shape), lengths.astype(np.int32),
-        ("random",) * work.rows, tuple(range(work.rows)), (1,) * work.rows,
+        ("random",) * work.rows, tuple(range(work.rows)), (1,) * work.rows, (0,) * work.rows,
     )  # fmt: skip
 
 

@@ -15,7 +15,7 @@ from ahkio.text.corpus import Corpus, Domain
 from ahkio.text.sources import Hub
 from ahkio.tokens.batches import Rows
 from ahkio.tokens.heldout import HeldOut
-from ahkio.tokens.mixture import Mix, Segment, Share
+from ahkio.tokens.mixture import Mix, Segment, Share, epochs
 from ahkio.tokens.tokens import Tokens
 from ahkio.train.optimizer import AdamW, Cosine
 from ahkio.train.train import Train
@@ -86,7 +86,7 @@ SHARES = (
 TRAIN = Train(
     start=BASE,
     mix=Mix(segments=(Segment(rows=0, shares=SHARES),)),
-    steps=39_458,  # one epoch of Finnish
+    steps=epochs("finnish", 1),  # 39,458 by the playbook's count
     # Poro 2 attended across documents. Ahkio's own way keeps them apart: train.rows.documents=separate
     rows=Rows(length=8192, per_step=512, documents="across"),
     optimizer=AdamW(betas=(0.9, 0.95), eps=1e-5, weight_decay=0.1, clip=1.0),

@@ -80,7 +80,8 @@ def memory(model, mesh, rows, micro, recompute="none"):
 def random_batch(vocab, length, rows, seed):
     ids = np.random.default_rng(seed).integers(0, vocab, (rows, length))
     positions = np.tile(np.arange(length), (rows, 1))
-    return Batch(ids, ids, positions, np.full(rows, length, np.int32), ("",) * rows, tuple(range(rows)), (1,) * rows)
+    lengths, zeros = np.full(rows, length, np.int32), (0,) * rows
+    return Batch(ids, ids, positions, lengths, ("",) * rows, tuple(range(rows)), (1,) * rows, zeros)
 
 
 class KilledError(Exception):

@@ -48,7 +48,7 @@ def test_every_figure_of_the_card_is_a_fact(tmp_path: Path) -> None:
     page = make(life, tmp_path / "card")
     assert "| n_parameters | 103k (103,232) |" in page
     assert "| LR scheduler | cosine | warm-up 0.05, min LR 1e-08 |" in page
-    assert "| fi | 60.0% | 12,288 | 0.21 | 31 | MPL-2.0 |" in page
+    assert "| fi | 60.0% | 24 | 12,288 | 0.21 | 31 | MPL-2.0 |" in page
     assert "| fi | 2.030 | 2.530 | -19.76 % | -20.51 to -19.01 | 7 | better |" in page
     assert "| translate_fi (chrf) | 14.00 | 14.25 | -0.25 points | -1.00 to +0.50 | 7 | no difference shown |" in page
     assert "lm-eval 0.4.13: translate_fi with 3 shots" in page

@@ -1,5 +1,5 @@
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 
 import numpy as np
@@ -46,6 +46,11 @@ def mix(weights=(("fi", 0.5), ("eng", 0.3), ("code", 0.2)), rows=0):
 
 def opened(world, rows=48, **settings):
     return open_batches(mix(), world, Rows(length=T, per_step=12, **settings), rows)
+
+
+def segment(rows=0, **weights):
+    shares = tuple(Share(name=name, tokens=Text(domain=name), weight=weight) for name, weight in weights.items())
+    return Segment(rows=rows, shares=shares)
 
 
 def stream(name):
@@ -113,9 +118,11 @@ def test_neighbouring_rows_share_one_token_so_that_each_is_a_label_once(world):
 
 @pytest.mark.parametrize("extra", [0, 1])
 def test_a_row_takes_one_token_more_than_its_length(extra):
-    sources = dict.fromkeys(("fi", "eng", "code"), 10 * T + extra)
-    assert set(plan_of(mix(), sources, Rows(length=T)).available.values()) == {9 + extra}
-    assert set(plan_of(mix(), dict.fromkeys(sources, 0), Rows(length=T)).available.values()) == {0}
+    def plan(facts):
+        return plan_of(mix(), dict.fromkeys(("fi", "eng", "code"), facts), Rows(length=T))
+
+    assert set(plan({"tokens": 10 * T + extra}).available.values()) == {9 + extra}
+    assert set(plan({"tokens": 0}).available.values()) == set(plan({}).available.values()) == {0}
 
 
 @pytest.mark.parametrize("ranks", [1, 2, 3, 4, 6, 12])
@@ -166,6 +173,43 @@ def test_a_batch_is_cut_as_it_would_have_been_read(world):
             assert same(one, other)
 
 
+FIRST, SECOND = segment(rows=30, fi=5, eng=3, code=2), segment(fi=1, eng=1)
+
+
+@pytest.mark.parametrize(
+    "appended",
+    {
+        "new weights": (segment(fi=1, eng=4),),
+        "a new source": (segment(fi=2, eng=1, sv=1),),
+        "a longer budget": (SECOND,),
+        "an annealing tail": (segment(rows=20, code=1, sv=3), segment(rows=10, sv=1)),
+    }.values(),
+    ids=lambda segments: f"{len(segments)} of {'-'.join(segments[0].names)}",
+)
+def test_segments_appended_on_the_way_change_no_batch_before_them(world, tmp_path, appended):
+    """The run under way has read 60 rows; its last segment was open, or stated to end there."""
+    world |= {Text(domain="sv"): write(tmp_path / "sv", documents_of("sv"))}
+    settings = Rows(length=T, per_step=12)
+    extended = open_batches(Mix(segments=(FIRST, replace(SECOND, rows=30), *appended)), world, settings, 84)
+    for planned in (SECOND, replace(SECOND, rows=30)):
+        before = open_batches(Mix(segments=(FIRST, planned)), world, settings, 60)
+        assert same(extended.read(range(60)), before.read(range(60)))
+        ledgers = [add({}, one.read(range(60)), one.plan) for one in (extended, before)]
+        assert ledgers[0] == ledgers[1]
+        audit(ledgers[1], extended.plan, [range(60)])
+    after = extended.read(range(60, 84))
+    assert {name for one in appended for name in one.names} >= set(after.sources)
+    whole = merged([ledgers[0], add({}, after, extended.plan)], extended.plan)
+    audit(whole, extended.plan, [range(84)])
+
+
+def test_a_longer_budget_goes_on_as_if_it_had_been_planned_so(world):
+    settings = Rows(length=T, per_step=12)
+    whole = open_batches(mix(), world, settings, 84)
+    pieces = open_batches(Mix(segments=(*mix(rows=60).segments, *mix().segments)), world, settings, 84)
+    assert same(whole.read(range(84)), pieces.read(range(84)))
+
+
 def test_a_step_that_ranks_cannot_share_evenly_is_refused(world):
     with pytest.raises(UserError, match="12 rows can't be divided evenly among 5 ranks"):
         opened(world).rows_of(0, 0, 5)
@@ -174,7 +218,7 @@ def test_a_step_that_ranks_cannot_share_evenly_is_refused(world):
 def test_sources_that_name_the_same_tokens_share_one_store(world):
     shares = tuple(Share(name=name, tokens=Text(domain="fi"), weight=1) for name in ("once", "again"))
     batches = open_batches(Mix(segments=(Segment(rows=0, shares=shares),)), world, Rows(length=T, per_step=2), 10)
-    assert batches.stores["once"] is batches.stores["again"]
+    assert batches.layouts["once"] is batches.layouts["again"]
 
 
 def test_a_run_that_needs_too_many_epochs_is_refused_before_the_first_step(world):
@@ -207,7 +251,7 @@ def test_the_ledger_counts_what_was_read_and_agrees_with_the_plan(world):
     audit(ledger, plan, [range(36)])
     for name, count in plan.counts(36).items():
         epochs = count / plan.available[name]
-        counts = {"rows": count, "tokens": count * T, "trained_tokens": trained[name], "epochs": epochs}
+        counts = {"rows": count, "tokens": count * T, "padding": 0, "trained_tokens": trained[name], "epochs": epochs}
         assert ledger[name] == counts | {"documents": ledger[name]["documents"]}
         assert ledger[name]["documents"] >= count
     ranks = [add({}, batches.read(batches.rows_of(step, rank, 2)), plan) for step in range(3) for rank in range(2)]

@@ -36,13 +36,13 @@ def meshes_of(request: Request, gpus: int | None, name: str | None) -> dict[str,
     A proposal, and `own`, the recipe's mesh on its own number of devices: {"mesh", "recompute", "micro_batch",
     "parts_per_rank", "memory_bytes", "memory", "seconds_per_step", "step", "seconds", "fits", "refusal"}.
     """
-    run = trained_by(request)
-    config = knowledge(request.store)(run.start).get("config")
+    known, run = knowledge(request.store), trained_by(request)
+    config = known(run.start).get("config")
     if config is None:
         raise UserError(
             f"The shape of {request.label(run.start)} is not known before it is built; state it, or build it first."
         )
-    setup = run.setup(shape_of(config))
+    setup, steps = run.setup(shape_of(config)), run.settled(known).steps
     devices, name = run.mesh.devices if gpus is None else gpus, run.mesh.device if name is None else name
     if devices < 1:
         raise UserError(f"--gpus is {devices}; a run has at least 1 device.")
@@ -53,8 +53,8 @@ def meshes_of(request: Request, gpus: int | None, name: str | None) -> dict[str,
         "devices": devices,
         "device": name,
         "device_memory_bytes": device.memory,
-        "own": described(weigh(setup, device), device, run),
-        "proposals": [described(one, device, run) for one in search(setup, devices, device)[:SHOWN]],
+        "own": described(weigh(setup, device), device, steps),
+        "proposals": [described(one, device, steps) for one in search(setup, devices, device)[:SHOWN]],
     }
 
 
@@ -66,7 +66,7 @@ def trained_by(request: Request) -> Train:
     return trains[-1]
 
 
-def described(one: Proposal, device: machine.Device, run: Train) -> dict[str, Any]:
+def described(one: Proposal, device: machine.Device, steps: int) -> dict[str, Any]:
     setup = one.setup
     return {
         "mesh": {axis: getattr(setup.mesh, axis) for axis in AXES},
@@ -77,7 +77,7 @@ def described(one: Proposal, device: machine.Device, run: Train) -> dict[str, An
         "memory": asdict(one.memory),
         "seconds_per_step": one.pace.total,
         "step": asdict(one.pace),
-        "seconds": round(run.steps * one.pace.total),
+        "seconds": round(steps * one.pace.total),
         "fits": fits(setup, one.memory, device),
         "refusal": refusal(setup),
     }

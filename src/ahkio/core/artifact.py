@@ -83,6 +83,11 @@ def draft_of(path: Path) -> Path:
     return path.with_name(path.name + ".draft")
 
 
+def artifact_of(draft: Path) -> Path:
+    """The artifact that a draft is to become."""
+    return draft.with_name(draft.name.removesuffix(".draft"))
+
+
 @contextlib.contextmanager
 def create(path: Path, keep_draft: bool) -> Iterator[tuple[Path, dict[str, Any]]]:
     """Make the artifact `path`: yield its draft folder and the manifest to fill; publish both on a clean exit.

@@ -48,7 +48,7 @@ def training(train: Record, manifest: Record) -> str:
     lines = [
         f"**Hardware:** {hardware}",
         f"**Framework:** Ahkio {version} on PyTorch {manifest('made', 'packages')['torch']}",
-        f"**Strategy:** next-token prediction on rows of {train('row_length'):,} tokens of the document stream; "
+        f"**Strategy:** next-token prediction on rows of {train('row_length'):,} tokens {_layout(train, manifest)}; "
         f"{_masking(train('documents'))}",
         f"**Speed:** {duration(train('seconds'))} at {train('tokens_per_second'):,.0f} tokens/s, "
         f"{train('mfu', 'value'):.1%} MFU (model FLOPs by {train('mfu', 'formula')}, against "
@@ -105,6 +105,15 @@ def _settings(train: Record, how: Mapping[str, Any]) -> str:
     return table(("Hyperparameter", "Value", "Comment"), rows)
 
 
+def _layout(train: Record, manifest: Record) -> str:
+    """How documents lie in rows, as the inputs' names tell."""
+    if not any(name.startswith("packed-") for name in manifest("inputs")):
+        return "of the document stream"
+    sources = train.each("ledger").values()
+    share = sum(source("padding") for source in sources) / sum(source("tokens") for source in sources)
+    return f"into which documents are packed, whole where they fit ({share:.3%} padding)"
+
+
 def _masking(documents: str) -> str:
     if documents == "separate":
         return "attention stays within a document and positions restart with it"
@@ -116,6 +125,7 @@ def data(train: Record, corpus: Record, tokens: Sequence[Record]) -> str:
         (
             name,
             f"{source('share'):.1%}",
+            f"{source('rows'):,}",
             f"{source('tokens'):,}",
             f"{source('epochs'):.2f}",
             f"{source('documents'):,}",
@@ -123,7 +133,7 @@ def data(train: Record, corpus: Record, tokens: Sequence[Record]) -> str:
         )
         for name, source in train.each("ledger").items()
     ]
-    head = ("Source", "Share", "Tokens", "Epochs", "Documents, whole or in part", "Licences")
+    head = ("Source", "Share", "Rows", "Tokens", "Epochs", "Documents, whole or in part", "Licences")
     parts = ["## Dataset", "What the run drew, as its ledger counted it:", table(head, rows), _corpus_counts(corpus)]
     return "\n\n".join([*parts, _fertility(tokens)] if tokens else parts)
 

@@ -1,26 +1,28 @@
 """From rows of the mix to batches of ids, labels, positions and document bounds; and the ledger of what was read.
 
-A row is T + 1 tokens: row k of a source covers tokens k x T to k x T + T of its documents laid end to end, so that
-neighbours share one token and every token but the first is a label once, as in Megatron.
+The artifact of a source says how its rows are laid out. Of Tokens, row k covers tokens k x T to k x T + T of the
+documents laid end to end, so that neighbours share one token and every token but the first is a label once, as in
+Megatron. Of Packed, a row holds whole documents, or a piece of one that is longer, and padding.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ahkio.core.errors import UserError
-from ahkio.core.stage import Stage
+from ahkio.core.stage import Facts, Stage
 from ahkio.tokens.mixture import Mix, Plan
+from ahkio.tokens.packing import ROWS, open_packed
 from ahkio.tokens.shards import TokenStore
 
 IGNORE = -100  # a label that is not trained on; PyTorch's own default
 NONE = np.zeros(0, np.int64)
 
-COUNTS = ("rows", "tokens", "trained_tokens", "documents")  # by source, in a ledger
+COUNTS = ("rows", "tokens", "padding", "trained_tokens", "documents")  # by source, in a ledger; tokens hold padding
 Ledger = dict[str, dict[str, float]]
 
 
@@ -30,7 +32,9 @@ class Rows:
 
     length: int = 1024  # T, tokens
     per_step: int = 512  # rows on all ranks together
-    documents: Literal["separate", "across"] = "separate"  # whether attention and labels cross document bounds
+    documents: Literal["separate", "across"] = (
+        "separate"  # across: attention crosses bounds, and in a stream labels too
+    )
 
     def __post_init__(self) -> None:
         if self.length < 1 or self.per_step < 1:
@@ -47,20 +51,77 @@ class Batch(NamedTuple):
     sources: tuple[str, ...]  # of each row
     rows: tuple[int, ...]  # the rows' numbers in the run
     documents: tuple[int, ...]  # of which each row holds all or a part, whether or not it keeps them apart
+    padding: tuple[int, ...]  # tokens at the end of each row that are none: id 0, no label, a segment of their own
 
 
-def open_batches(mix: Mix, stores_by_stage: Mapping[Stage, Path], rows: Rows, total_rows: int) -> "Batches":
-    """Open the shards of every source once and check that they give `total_rows` rows, before anything is trained."""
-    by_stage = {stage: TokenStore(stores_by_stage[stage]) for stage in dict.fromkeys(mix.sources.values())}
-    stores = {name: by_stage[stage] for name, stage in mix.sources.items()}
-    plan = plan_of(mix, {name: store.tokens for name, store in stores.items()}, rows)
+class Layout(Protocol):
+    """How the rows of a source lie in its documents."""
+
+    @property
+    def store(self) -> TokenStore: ...
+
+    @property
+    def rows(self) -> int: ...
+
+    def fill(self, row: int, ids_T: NDArray[Any], labels_T: NDArray[Any]) -> tuple[NDArray[Any], int]:
+        """Set the ids of `row` and those labels that it has. Returns where documents start, in the row or right after
+        it, and where the row's text ends."""
+
+
+@dataclass(frozen=True)
+class Stream:
+    """Rows of `length` tokens cut from the documents of a store laid end to end."""
+
+    store: TokenStore
+    length: int
+
+    @property
+    def rows(self) -> int:
+        return rows_in({"tokens": self.store.tokens}, self.length)
+
+    def fill(self, row: int, ids_T: NDArray[Any], labels_T: NDArray[Any]) -> tuple[NDArray[Any], int]:
+        window = self.store.read(row * self.length, self.length + 1)
+        ids_T[:], labels_T[:] = window[:-1], window[1:]
+        return self.store.document_bounds(row * self.length, self.length + 1), self.length
+
+
+def open_batches(mix: Mix, paths: Mapping[Stage, Path], rows: Rows, total_rows: int) -> "Batches":
+    """Open the artifact of every source once and check that they give `total_rows` rows, before anything is trained."""
+    by_stage = {stage: open_layout(paths[stage], rows.length) for stage in dict.fromkeys(mix.sources.values())}
+    layouts = {name: by_stage[stage] for name, stage in mix.sources.items()}
+    plan = Plan(mix, {name: layout.rows for name, layout in layouts.items()}, rows.length)
     plan.check(total_rows)
-    return Batches(plan, stores, rows)
+    return Batches(plan, layouts, rows)
 
 
-def plan_of(mix: Mix, tokens: Mapping[str, int], rows: Rows) -> Plan:
-    """The plan over sources of so many `tokens`."""
-    return Plan(mix, {name: max(0, tokens[name] - 1) // rows.length for name in mix.sources}, rows.length)
+def open_layout(folder: Path, length: int) -> Layout:
+    """The rows of `length` tokens that the artifact in `folder` gives."""
+    if not (folder / ROWS).exists():
+        return Stream(TokenStore(folder), length)
+    packed = open_packed(folder)
+    check_length(packed.length, length)
+    return packed
+
+
+def plan_of(mix: Mix, facts: Mapping[str, Facts], rows: Rows) -> Plan:
+    """The plan over sources whose artifacts tell, or are foretold to tell, these `facts`."""
+    return Plan(mix, {name: rows_in(facts[name], rows.length) for name in mix.sources}, rows.length)
+
+
+def rows_in(facts: Facts, length: int) -> int:
+    """The rows of `length` tokens in a source that tells `facts`; 0 where it does not tell how many tokens it has."""
+    if "rows" in facts:
+        check_length(facts["length"], length)
+        return int(facts["rows"])
+    return max(0, facts.get("tokens", 0) - 1) // length
+
+
+def check_length(packed: int, length: int) -> None:
+    if packed != length:
+        raise UserError(
+            f"A source is packed into rows of {packed:,} tokens, and those of the run have {length:,}; give Packed and "
+            "the run's rows the same length."
+        )
 
 
 @dataclass(frozen=True)
@@ -68,7 +129,7 @@ class Batches:
     """The batches of a run. Each is a pure function of its step and rank, so it needs no state to resume."""
 
     plan: Plan
-    stores: Mapping[str, TokenStore]
+    layouts: Mapping[str, Layout]
     rows: Rows
 
     def rows_of(self, step: int, rank: int = 0, ranks: int = 1) -> range:
@@ -91,14 +152,12 @@ class Batches:
     def read(self, numbers: Sequence[int]) -> Batch:
         """The rows of these numbers."""
         B, T = len(numbers), self.rows.length
-        ids_BT, labels_BT = np.empty((B, T), np.int64), np.empty((B, T), np.int64)
+        ids_BT, labels_BT = np.zeros((B, T), np.int64), np.full((B, T), IGNORE)
         places = [self.plan.row(number) for number in numbers]
-        firsts = [NONE]
+        firsts, end_B = [NONE], np.empty(B, np.int64)
         for b, place in enumerate(places):
-            store, start = self.stores[place.source], place.row * T
-            window = store.read(start, T + 1)
-            ids_BT[b], labels_BT[b] = window[:-1], window[1:]
-            firsts.append(store.document_bounds(start, T + 1) + b * (T + 1))
+            starts, end_B[b] = self.layouts[place.source].fill(place.row, ids_BT[b], labels_BT[b])
+            firsts.append(starts + b * (T + 1))
         row_D, first_D = np.divmod(np.concatenate(firsts), T + 1)  # where documents start, in the row or right after it
         row_starts = np.arange(0, B * T, T)
         starts = np.union1d(row_starts, (row_D * T + first_D)[first_D < T])
@@ -107,6 +166,8 @@ class Batches:
             labels_BT[row_D[first_D > 0], first_D[first_D > 0] - 1] = IGNORE
         else:
             starts = row_starts
+        if (padded := end_B < T).any():
+            starts = np.union1d(starts, (row_starts + end_B)[padded])
         lengths = np.diff(starts, append=B * T)
         return Batch(
             ids_BT=ids_BT,
@@ -116,6 +177,7 @@ class Batches:
             sources=tuple(place.source for place in places),
             rows=tuple(numbers),
             documents=tuple(documents.tolist()),
+            padding=tuple((T - end_B).tolist()),
         )
 
 
@@ -136,6 +198,7 @@ def cut(batch: Batch, micro_rows: int, rank: int, ranks: int) -> list[Batch]:
                 sources=batch.sources[rows],
                 rows=batch.rows[rows],
                 documents=batch.documents[rows],
+                padding=batch.padding[rows],
             )
         )
     return pieces
@@ -198,15 +261,18 @@ def _positions(lengths: NDArray[np.int64]) -> NDArray[np.int64]:
 
 
 def add(ledger: Ledger, batch: Batch, plan: Plan) -> Ledger:
-    """`ledger` with what `batch` held: by source its rows, tokens, tokens trained on, documents and epochs so far.
+    """`ledger` with what `batch` held: by source its rows, tokens, padding among them, tokens trained on, documents and
+    epochs so far.
 
     A document counts once for each row that holds a part of it.
     """
     trained_B = (batch.labels_BT != IGNORE).sum(axis=1).tolist()
     T = batch.ids_BT.shape[1]
     read = [
-        {name: {"rows": 1, "tokens": T, "trained_tokens": trained, "documents": documents}}
-        for name, trained, documents in zip(batch.sources, trained_B, batch.documents, strict=True)
+        {name: {"rows": 1, "tokens": T, "padding": padding, "trained_tokens": trained, "documents": documents}}
+        for name, padding, trained, documents in zip(
+            batch.sources, batch.padding, trained_B, batch.documents, strict=True
+        )
     ]
     return merged([ledger, *read], plan)
 
@@ -218,18 +284,23 @@ def merged(ledgers: Iterable[Mapping[str, Mapping[str, float]]], plan: Plan) -> 
         for name, counts in ledger.items():
             sums = total.setdefault(name, dict.fromkeys(COUNTS, 0))
             for key in COUNTS:
-                sums[key] += counts[key]
+                sums[key] += counts.get(key, 0)  # a ledger from before padding has none
     return {name: sums | {"epochs": sums["rows"] / plan.available[name]} for name, sums in total.items()}
 
 
 def audit(ledger: Ledger, plan: Plan, rows: Sequence[range]) -> None:
     """Refuse a ledger that doesn't hold just what `plan` gives in these rows of the run, which lie in order."""
-    total = sum(map(len, rows))
-    for name in dict.fromkeys([*plan.mix.sources, *ledger]):
-        due = sum(plan.counts(span.stop).get(name, 0) - plan.counts(span.start).get(name, 0) for span in rows if span)
+    total, due = sum(map(len, rows)), counts_in(plan, rows)
+    for name in dict.fromkeys([*due, *ledger]):
         read = int(ledger.get(name, {}).get("rows", 0))
-        if read != due:
+        if read != due.get(name, 0):
             raise UserError(
                 f"After {total:,} rows of the run, {read:,} rows of source {name!r} were read and the plan has "
-                f"{due:,}; this is not the same run: go on with its own recipe, or start a new one."
+                f"{due.get(name, 0):,}; this is not the same run: go on with its own recipe, or start a new one."
             )
+
+
+def counts_in(plan: Plan, rows: Sequence[range]) -> dict[str, int]:
+    """How many of these rows of the run `plan` has come from each source."""
+    spans = [(plan.counts(span.start), plan.counts(span.stop)) for span in rows if span]
+    return {name: sum(after[name] - before[name] for before, after in spans) for name in plan.mix.sources}

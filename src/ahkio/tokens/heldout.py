@@ -68,18 +68,18 @@ def _batch(packed: list[list[list[int]]], length: int) -> Batch:
     labels_BT = np.full_like(ids_BT, IGNORE)
     positions_BT = np.zeros_like(ids_BT)
     lengths: list[int] = []
+    padding: list[int] = []
     for b, windows in enumerate(packed):
         sizes = [len(window) - 1 for window in windows]
-        sizes += [length - sum(sizes)] * (sum(sizes) < length)
+        padding.append(length - sum(sizes))
+        sizes += padding[-1:] * (padding[-1] > 0)
         lengths += sizes
         for window, end in zip(windows, np.cumsum(sizes), strict=False):
             span = slice(end - len(window) + 1, end)
             ids_BT[b, span], labels_BT[b, span] = window[:-1], window[1:]
         positions_BT[b] = np.concatenate([np.arange(size) for size in sizes])
-    count = len(packed)
-    return Batch(
-        ids_BT, labels_BT, positions_BT, np.array(lengths, np.int32), ("",) * count, (0,) * count, (0,) * count
-    )
+    sources, none = ("",) * len(packed), (0,) * len(packed)
+    return Batch(ids_BT, labels_BT, positions_BT, np.array(lengths, np.int32), sources, none, none, tuple(padding))
 
 
 def text_ids(document: list[int], bos: int | None, eos: int) -> list[int]:

@@ -122,6 +122,26 @@ class Mix:
 
 
 @dataclass(frozen=True)
+class Epochs:
+    """As long as a source is read at most so often."""
+
+    source: str
+    times: float
+
+    def __post_init__(self) -> None:
+        if not 0 < self.times < math.inf:
+            raise UserError(f"{self.times} epochs of source {self.source!r} are no budget; give a number above 0.")
+
+    def __str__(self) -> str:
+        return f"{self.times:g} epoch{'s' * (self.times != 1)} of {self.source}"
+
+
+def epochs(source: str, times: float = 1.0) -> Epochs:
+    """The budget of a run that reads `source` so often: Train(steps=epochs("finnish", 1))."""
+    return Epochs(source, float(times))
+
+
+@dataclass(frozen=True)
 class Plan:
     """A mix and what there is to draw from."""
 
@@ -170,6 +190,19 @@ class Plan:
     def epochs(self, rows: int) -> dict[str, float]:
         """How often the first `rows` rows go through each source."""
         return {name: count / self.available[name] if count else 0.0 for name, count in self.counts(rows).items()}
+
+    def rows_within(self, budget: Epochs) -> int:
+        """The most rows that keep within `budget`."""
+        name, limit = budget.source, int(Fraction(str(budget.times)) * self.available[budget.source])
+        last = self._spans[-1]
+        if name not in last.names and last.before[name] <= limit:
+            raise UserError(
+                f"The mix never reads more than {budget}: its last segment leaves that source out; state the steps."
+            )
+        high = 1
+        while self.counts(high)[name] <= limit:
+            high *= 2
+        return bisect_right(range(high), limit, key=lambda rows: self.counts(rows)[name]) - 1
 
     def check(self, rows: int) -> None:
         """Refuse a run of `rows` rows that this mix and these sources can't give."""

@@ -19,7 +19,7 @@ from ahkio.train.optimizer import set_step, state_tensors
 from ahkio.train.spikes import Measured
 
 if TYPE_CHECKING:
-    from ahkio.train.train import Train
+    from ahkio.train.train import Settled as Train
 
 
 @dataclass
@@ -57,7 +57,7 @@ def resume(run: "Train", out: Path, engine: Engine, optimizer: Optimizer, batche
     if progress is None:
         set_step(optimizer, 0)
         return Progress()
-    progress.restarts += 1
+    progress.restarts += progress.step not in [one["step"] for one in progress.continued]
     return progress
 
 

@@ -16,7 +16,7 @@ from ahkio.core.log import METRICS
 from ahkio.core.stage import identity
 
 if TYPE_CHECKING:
-    from ahkio.train.train import Train
+    from ahkio.train.train import Settled as Train
 
 AHEAD = {"mix", "steps"}  # fields that may differ
 FIXED = {"start", "mix", "rows"}  # fields that no one may accept a change of, but for what lies ahead

@@ -13,7 +13,7 @@ import torch
 from torch.optim import Optimizer
 
 from ahkio.core import machine, state
-from ahkio.core.artifact import sha256
+from ahkio.core.artifact import artifact_of, sha256
 from ahkio.core.errors import UserError
 from ahkio.core.group import Group, joined, limit_waits
 from ahkio.core.log import Log, open_log
@@ -24,7 +24,7 @@ from ahkio.model.hub import load_model, save_model, write_shards
 from ahkio.model.llama import Llama
 from ahkio.model.parallel import How, open_parts
 from ahkio.model.shape import read_config
-from ahkio.tokens.batches import Batch, Batches, add, audit, merged, open_batches
+from ahkio.tokens.batches import Batch, Batches, add, audit, counts_in, merged, open_batches
 from ahkio.tokens.heldout import Texts, read_texts
 from ahkio.train.checkpoint import Progress, batches_read, open_saver, restore, resume
 from ahkio.train.engine import Engine
@@ -36,7 +36,7 @@ from ahkio.train.search import refusal
 from ahkio.train.step import Step, train_step
 
 if TYPE_CHECKING:
-    from ahkio.train.train import Train
+    from ahkio.train.train import Settled as Train
 
 Stop = Callable[[], type[KeyboardInterrupt] | None]
 
@@ -206,15 +206,17 @@ def note_step(at: Running, progress: Progress, step: Step, seconds: float, micro
     progress.step = number + 1
     tokens = run.rows.per_step * run.rows.length
     rate = tokens / seconds
+    rows = counts_in(at.batches.plan, batches_read(run, progress))
+    by_source = {f"tokens/{name}": count * run.rows.length for name, count in rows.items()}
     at.log.step(number, loss=step.loss, lr=run.schedule.lr(number, run.steps), grad_norm=step.norm,
-                tokens_per_second=rate, mfu=rate * at.mfu, tokens=(number + 1) * tokens)  # fmt: skip
+                tokens_per_second=rate, mfu=rate * at.mfu, tokens=sum(by_source.values()), **by_source)  # fmt: skip
 
 
 def save(at: Running, progress: Progress) -> None:
     """Begin the checkpoint of the steps so far, with what all ranks have read in the ledger."""
     progress.ledger = merged([progress.ledger, *at.engine.group.gather(progress.read)], at.batches.plan)
     progress.read = {}
-    at.saver.save(progress.step, asdict(progress) | {"name": at.run.name, "run": identity(at.run)})
+    at.saver.save(progress.step, asdict(progress) | {"name": artifact_of(at.out).name, "run": identity(at.run)})
 
 
 def note_bits(at: Running, progress: Progress) -> None:

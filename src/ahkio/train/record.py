@@ -15,7 +15,7 @@ from ahkio.train.checkpoint import Progress
 from ahkio.train.engine import Engine
 
 if TYPE_CHECKING:
-    from ahkio.train.train import Train
+    from ahkio.train.train import Settled as Train
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp8": torch.bfloat16}  # of activations
 MFU_FORMULA = "tokens/s x (6 x weights in products + 6 x layers x heads x head width x row length, causal) / peak"

@@ -1,8 +1,9 @@
 """The Train stage: a recipe's training as a value, and what `plan` says of it before it runs."""
 
-from dataclasses import asdict, dataclass
+import difflib
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal, cast
 
 from ahkio.core import machine
 from ahkio.core.config import how
@@ -12,7 +13,7 @@ from ahkio.core.stage import Facts, Inputs, Known, Stage
 from ahkio.model.shape import LlamaConfig, Recompute, RopeScaling
 from ahkio.tokens.batches import Rows, plan_of
 from ahkio.tokens.heldout import HeldOut
-from ahkio.tokens.mixture import Mix, Plan
+from ahkio.tokens.mixture import Epochs, Mix, Plan
 from ahkio.train.estimate import Setup, memory
 from ahkio.train.objectives import NextToken
 from ahkio.train.optimizer import WSD, AdamW, Cosine
@@ -25,6 +26,8 @@ from ahkio.train.spikes import Spikes
 class Train(Stage):
     """Continued pretraining of `start` on `mix`, with `steps` optimizer steps of `rows`.
 
+    A budget of epochs becomes a number when the tokens are known: see `settled`.
+
     model/               the weights in fp32 as a Hugging Face folder without tokenizer
     checkpoints/step-N/  the last checkpoint, with the optimizer's state and the ledger
     metrics.jsonl, tensorboard/
@@ -34,7 +37,7 @@ class Train(Stage):
 
     start: Stage  # its artifact is a Hugging Face folder
     mix: Mix
-    steps: int
+    steps: int | Epochs  # of a source: as many as keep within that
     rows: Rows = Rows()
     objective: NextToken = NextToken()
     optimizer: AdamW = AdamW()
@@ -61,14 +64,16 @@ class Train(Stage):
     device: str = how("auto")
 
     def __post_init__(self) -> None:
-        if self.steps < 1:
+        if isinstance(self.steps, Epochs):
+            check_source(self.steps, self.mix)
+        elif self.steps < 1:
             raise UserError(f"steps is {self.steps}; a run has at least 1.")
         if self.mesh.pipe > 1 and self.heldout and self.heldout_context > self.rows.length:
             raise UserError(
                 f"heldout_context is {self.heldout_context}, but on a pipe texts go through in rows of training, which "
                 f"have {self.rows.length} tokens; make it that, or less."
             )
-        if self.mix.rows and self.mix.rows < self.total_rows:
+        if isinstance(self.steps, int) and 0 < self.mix.rows < self.total_rows:
             raise UserError(
                 f"The mix has {self.mix.rows:,} rows, but {self.steps:,} steps of {self.rows.per_step} rows need "
                 f"{self.total_rows:,}; append a segment to the mix, or give its last one rows=0 (to the end)."
@@ -76,6 +81,7 @@ class Train(Stage):
 
     @property
     def total_rows(self) -> int:
+        assert isinstance(self.steps, int), "not settled"
         return self.steps * self.rows.per_step
 
     @property
@@ -94,16 +100,40 @@ class Train(Stage):
     def run(self, out: Path, inputs: Inputs) -> Facts:
         from ahkio.train.loop import train
 
-        return train(self, out, inputs)
+        return train(self.settled(lambda stage: inputs[stage].facts), out, inputs)
+
+    def settled(self, known: Known) -> "Settled":
+        """This run with its steps as a number. UserError where the budget's source is not counted, or gives no step."""
+        if isinstance(self.steps, int):
+            return cast("Settled", self)
+        if "tokens" not in known(self.mix.sources[self.steps.source]):
+            raise UserError(f"How many steps {self.steps} makes is not known before its tokens are; state the steps.")
+        steps = self._plan(known).rows_within(self.steps) // self.rows.per_step
+        if not steps:
+            raise UserError(
+                f"A step of {self.rows.per_step:,} rows reads more than {self.steps}; give that source more text, or a "
+                "step fewer rows."
+            )
+        return cast("Settled", replace(self, steps=steps))
 
     def progress(self, draft: Path) -> str:
         steps = [
             int(path.name[5:]) for path in draft.glob("checkpoints/step-*[0-9]") if (path / "state.json").is_file()
         ]
-        return f"{max(steps):,} of {self.steps:,} steps" if steps else ""
+        if not steps:
+            return ""
+        return f"{max(steps):,} of {self.steps:,} steps" if isinstance(self.steps, int) else f"{max(steps):,} steps"
 
     def forecast(self, known: Known) -> Facts:
         """Steps, tokens and epochs by source, parameters, and estimates of memory per device and of time."""
+        try:
+            return self._forecast(known)
+        except UserError as error:
+            return {"refusal": str(error)}
+
+    def _forecast(self, known: Known) -> Facts:
+        if isinstance(self.steps, Epochs):
+            return self._forecast_settled(self.steps, known)
         facts: Facts = {"steps": self.steps, "tokens": self.tokens, "sources": {}, "warnings": []}
         plan = self._plan(known)
         facts["sources"] = self._sources(plan, known)
@@ -122,9 +152,18 @@ class Train(Stage):
             facts["warnings"].append("This machine multiplies bf16 slowly; train.precision=fp32 is faster here.")
         return facts
 
+    def _forecast_settled(self, budget: Epochs, known: Known) -> Facts:
+        told = known(self.mix.sources[budget.source])
+        if "tokens" not in told:
+            return {"warnings": [f"Tokens of {budget.source} are not counted yet; build them to know the steps."]}
+        facts = self.settled(known).forecast(known)
+        if basis := told.get("estimated"):
+            note = f"The steps are {budget} as its tokens are expected ({basis}); they follow its count once built."
+            facts.setdefault("warnings", []).append(note)
+        return facts
+
     def _plan(self, known: Known) -> Plan:
-        counted = {name: known(stage).get("tokens", 0) for name, stage in self.mix.sources.items()}
-        return plan_of(self.mix, counted, self.rows)
+        return plan_of(self.mix, {name: known(stage) for name, stage in self.mix.sources.items()}, self.rows)
 
     def _sources(self, plan: Plan, known: Known) -> dict[str, Facts]:
         weights = {share.name: share.weight for segment in self.mix.segments for share in segment.shares}
@@ -167,9 +206,26 @@ class Train(Stage):
             facts["warnings"].append(str(error))
             return
         step = pace(setup, device)
-        facts |= {"step": asdict(step), "seconds_per_step": step.total, "seconds": round(self.steps * step.total)}
+        facts |= {"step": asdict(step), "seconds_per_step": step.total, "seconds": round(facts["steps"] * step.total)}
         if not fits(setup, taken, device):
             facts["warnings"].append(too_big(setup, taken, device))
+
+
+if TYPE_CHECKING:
+
+    class Settled(Train):
+        """A Train whose steps are a number, as type checkers see it; it is of no other class."""
+
+        steps: int
+
+
+def check_source(budget: Epochs, mix: Mix) -> None:
+    if budget.source not in mix.sources:
+        near = difflib.get_close_matches(budget.source, mix.sources, n=1)
+        hint = f" Did you mean {near[0]!r}?" if near else ""
+        raise UserError(
+            f"steps is {budget}, but the mix has no source of that name; it has: {', '.join(mix.sources)}.{hint}"
+        )
 
 
 def refusal_of(plan: Plan, rows: int) -> Facts:
