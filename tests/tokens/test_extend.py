@@ -191,7 +191,7 @@ def test_settings_that_can_not_be_are_refused():
 
 
 def test_a_domain_that_is_not_there_is_refused(store):
-    with pytest.raises(UserError, match="no domain 'finish'.*finnish, english"):
+    with pytest.raises(UserError, match=r"no domain 'finish'.*finnish, english"):
         build(replace(STAGE, domains=("finish",)), store, quiet)
 
 

@@ -3,7 +3,8 @@
 import argparse
 import json
 import tempfile
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from ahkio.tokens.tokenizer import Encoder
 
 DOES = "say what a tokenizer makes of a text, beside others"
+TOKENIZER = "a folder with tokenizer.json, such a file, a .gguf file, or package:NAME/FILE in an installed package"
 COLUMNS: dict[str, Callable[[Facts], str]] = {
     "tokens/word": lambda one: f"{one['tokens_per_word']:.3f}",
     "bytes/token": lambda one: f"{one['bytes_per_token']:.3f}",
@@ -43,8 +45,7 @@ def add_to(commands: Parsers) -> None:
         "the number of tokens as a ratio to the first tokenizer's.",
         epilog="Example: ahkio tokenizer report models/llama --text fi-*.jsonl.zst --against models/poro other.json",
     )
-    what = "a folder with tokenizer.json, such a file, a .gguf file, or package:NAME/FILE, one in an installed package"
-    report.add_argument("tokenizer", metavar="TOKENIZER", help=what)
+    report.add_argument("tokenizer", metavar="TOKENIZER", help=TOKENIZER)
     what = "JSON lines (.jsonl, .json, .ndjson), .parquet, or else plain text; plain, .gz or .zst"
     report.add_argument("--text", nargs="+", required=True, metavar="FILE", help=what)
     report.add_argument("--against", nargs="+", default=[], metavar="TOKENIZER", help="others to set beside it")
@@ -71,26 +72,37 @@ def source_of(file: str, key: str) -> Source:
     """How to read a file, by its name; of plain text each block between blank lines is a document."""
     name = file.removesuffix(".gz").removesuffix(".zst")
     if name.endswith((".jsonl", ".json", ".ndjson")):
-        return JsonLines(path=file, text=key)
-    return Parquet(path=file, text=key) if name.endswith(".parquet") else TextFiles(path=file, split="blank lines")
+        return JsonLines(path=file, text=key, id="", bad_lines=1.0)
+    if name.endswith(".parquet"):
+        return Parquet(path=file, text=key, id="", bad_lines=1.0)
+    return TextFiles(path=file, split="blank lines", bad_lines=1.0)
 
 
 def measured(address: str, sources: list[Source]) -> Facts:
-    """The facts of `fertility.measure` under the tokenizer's address."""
+    """The facts of `fertility.measure` under the tokenizer's address, and how many rows were left out for what."""
     from ahkio.tokens.fertility import measure  # numpy and the tokenizer's library, which only this needs
 
+    left_out: Counter[str] = Counter()
     with tempfile.TemporaryDirectory() as scratch:
-        return {"tokenizer": address} | measure(texts(sources), open_tokenizer(address, Path(scratch)))
+        found = measure(texts(sources, left_out), open_tokenizer(address, Path(scratch)))
+    return {"tokenizer": address} | found | {"left_out": dict(left_out)}
 
 
-def texts(sources: list[Source]) -> Iterator[str]:
+def texts(sources: list[Source], left_out: Counter[str]) -> Iterator[str]:
     for source in sources:
         tally = Tally()
         for document in source.read(tally):
             yield document.text
+        left_out.update(tally.dropped)
         if tally.read == tally.dropped.total():
-            reasons = ", ".join(f"{count} with {reason.replace('_', ' ')}" for reason, count in tally.dropped.items())
-            raise UserError(f"{source.address} gives no text ({reasons or 'it is empty'}); state its field with --key.")
+            raise UserError(
+                f"{source.address} gives no text ({listed(tally.dropped) or 'it is empty'}); state its field with "
+                "--key, or give another file."
+            )
+
+
+def listed(left_out: Mapping[str, int]) -> str:
+    return ", ".join(f"{count:,} with {reason.replace('_', ' ')}" for reason, count in left_out.items())
 
 
 def open_tokenizer(address: str, scratch: Path) -> "Encoder":
@@ -104,12 +116,16 @@ def open_tokenizer(address: str, scratch: Path) -> "Encoder":
 
         import_tokenizer(path, scratch)
         path = scratch
+    if not path.exists():
+        raise UserError(f"There is no {path}; give {TOKENIZER}.")
     return Encoder.unmarked(path / "tokenizer.json" if path.is_dir() else path)
 
 
 def show(found: list[Facts], console: Console) -> None:
     first = found[0]
-    print(f"{first['documents']:,} documents, {first['words']:,} words, {first['bytes']:,} bytes, read by")
+    print(f"{first['documents']:,} documents, {first['words']:,} words, {first['bytes']:,} bytes")
+    if first["left_out"]:
+        print(f"rows left out: {listed(first['left_out'])}")
     for number, one in enumerate(found, 1):
         print(f"  {number}  {one['tokenizer']} ({one['vocab']:,} ids)")
     table = Table("", box=box.SIMPLE_HEAD)
