@@ -140,5 +140,5 @@ def test_a_tokenizer_that_does_not_fit_is_refused(tied, tmp_path, tokenizer, sai
 
 def test_a_tokenizer_with_more_ids_than_the_model_is_refused(tied, tmp_path):
     tokenizer = Tokenizer(base=sha256(tied / "tokenizer.json"), first=VOCAB + 1)
-    with pytest.raises(UserError, match="has 97 tokens, and its tokenizer ids up to 97"):
+    with pytest.raises(UserError, match="has 97 rows, but its tokenizer gives ids up to 97"):
         build(Extended(start=Import(model=str(tied), gate="skip"), tokenizer=tokenizer), tmp_path, quiet)

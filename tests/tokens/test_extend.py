@@ -200,6 +200,7 @@ OTHERS = {
     "a WordPiece tokenizer": Tokenizer(models.WordPiece({"[UNK]": 0}, unk_token="[UNK]")),
     "has no ByteLevel": Tokenizer(models.BPE({"a": 0}, [])),
     "has byte_fallback": Tokenizer(models.BPE({"a": 0}, [], byte_fallback=True)),
+    "has dropout": Tokenizer(models.BPE({"a": 0}, [], dropout=0.1)),
 }
 
 

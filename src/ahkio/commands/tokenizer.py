@@ -57,8 +57,7 @@ def add_to(commands: Parsers) -> None:
 def run(args: argparse.Namespace) -> int:
     if args.overrides:
         raise UserError(f"{args.overrides[0]!r} stands alone; files follow --text, and other tokenizers --against.")
-    sources = [source_of(file, args.key) for file in args.text]
-    found = [measured(address, sources) for address in [args.tokenizer, *args.against]]
+    found = compared([args.tokenizer, *args.against], [source_of(file, args.key) for file in args.text])
     for one in found:
         one["ratio"] = one["tokens"] / found[0]["tokens"]
     if args.json:
@@ -78,14 +77,18 @@ def source_of(file: str, key: str) -> Source:
     return TextFiles(path=file, split="blank lines", bad_lines=1.0)
 
 
-def measured(address: str, sources: list[Source]) -> Facts:
-    """The facts of `fertility.measure` under the tokenizer's address, and how many rows were left out for what."""
+def compared(addresses: list[str], sources: list[Source]) -> list[Facts]:
+    """For each tokenizer its address, the facts of `fertility.measure`, and how many rows were left out for what."""
     from ahkio.tokens.fertility import measure  # numpy and the tokenizer's library, which only this needs
 
-    left_out: Counter[str] = Counter()
+    found = []
     with tempfile.TemporaryDirectory() as scratch:
-        found = measure(texts(sources, left_out), open_tokenizer(address, Path(scratch)))
-    return {"tokenizer": address} | found | {"left_out": dict(left_out)}
+        encoders = [open_tokenizer(address, Path(scratch, str(i))) for i, address in enumerate(addresses)]
+        for address, encoder in zip(addresses, encoders, strict=True):
+            left_out: Counter[str] = Counter()
+            facts = measure(texts(sources, left_out), encoder)
+            found.append({"tokenizer": address} | facts | {"left_out": dict(left_out)})
+    return found
 
 
 def texts(sources: list[Source], left_out: Counter[str]) -> Iterator[str]:
@@ -114,6 +117,7 @@ def open_tokenizer(address: str, scratch: Path) -> "Encoder":
     if path.suffix == ".gguf":
         from ahkio.model.gguf import import_tokenizer
 
+        scratch.mkdir()
         import_tokenizer(path, scratch)
         path = scratch
     if not path.exists():

@@ -11,7 +11,7 @@ from ahkio.core.config import how, plain
 from ahkio.core.errors import UserError
 from ahkio.core.stage import Facts, Inputs, Known, Stage
 from ahkio.model.imported import TOKENIZER, gated
-from ahkio.model.shape import LlamaConfig, read_config
+from ahkio.model.shape import read_config
 
 ROWS = 128  # the vocabulary's rows are filled up to a multiple of this, for fast matrix products and shards of one size
 
@@ -36,16 +36,18 @@ class Extended(Stage):
         known = read_config(start).vocab
         if first > known:
             raise UserError(
-                f"{start.name} has {known:,} tokens, and its tokenizer ids up to {first - 1:,}; fetch both."
+                f"{start.name} has {known:,} rows, but its tokenizer gives ids up to {first - 1:,}; take the "
+                "tokenizer that came with the model."
             )
         rows = rows_for(known, first + len(pieces))
         extend_rows(start, out, first, pieces, rows)
         _copy(start, tokenizer, out)
         write_json(out / "config.json", json.loads((start / "config.json").read_bytes()) | {"vocab_size": rows})
-        facts = inputs[self.start].facts
+        facts, config = inputs[self.start].facts, read_config(out)
         said = f"Its tokenizer was extended by {len(pieces):,} tokens, whose weights begin as the mean of their parts."
         return facts | {
-            **_sized(read_config(out)),
+            "parameters": config.parameters,
+            "config": plain(config),
             "origin": f"{facts.get('origin', '')} {said}".strip(),
             "added": len(pieces),
             "filled_up_rows": max(0, rows - max(known, first + len(pieces))),
@@ -54,21 +56,15 @@ class Extended(Stage):
 
     def forecast(self, known: Known) -> Facts:
         """The shape to come, where that of `start` is known and its rows are all in use."""
-        start, added = known(self.start), known(self.tokenizer).get("added")
-        facts = {key: start[key] for key in ("model", "warnings") if key in start}
-        if "config" not in start or added is None:
-            return facts
-        before = start["config"]["vocab"]
-        return facts | {"config": start["config"] | {"vocab": rows_for(before, before + added)}}
+        config, added = known(self.start).get("config"), known(self.tokenizer).get("added")
+        if config is None or added is None:
+            return {}
+        return {"config": config | {"vocab": rows_for(config["vocab"], config["vocab"] + added)}}
 
 
 def rows_for(known: int, ids: int) -> int:
     """How many rows a vocabulary of `ids` ids has, in a model that has had `known`."""
     return known if ids <= known else -(-ids // ROWS) * ROWS
-
-
-def _sized(config: LlamaConfig) -> Facts:
-    return {"parameters": config.parameters, "config": plain(config)}
 
 
 def _read_pieces(tokenizer: Path, start: Path) -> tuple[int, list[list[int]]]:

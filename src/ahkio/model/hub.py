@@ -147,7 +147,8 @@ def rewrite(source: Path, folder: Path, change: Mapping[str, Callable[[Tensor], 
         _save(new, folder / path.name)
     if (source / INDEX).is_file():
         index = json.loads((source / INDEX).read_bytes())
-        index["metadata"]["total_size"] += grown
+        if "total_size" in index.get("metadata", {}):
+            index["metadata"]["total_size"] += grown
         write_json(folder / INDEX, index)
 
 

@@ -18,6 +18,7 @@ from ahkio.tokens.tokenizer import Encoder
 
 COPIED = ("tokenizer_config.json", "special_tokens_map.json", "generation_config.json")
 PIECES = "pieces.json"
+UNFIT = ("continuing_subword_prefix", "end_of_word_suffix", "byte_fallback", "dropout")
 MEASURED_CHARACTERS = 1 << 20  # of each domain's held-out side
 
 
@@ -25,8 +26,8 @@ MEASURED_CHARACTERS = 1 << 20  # of each domain's held-out side
 class ExtendedTokenizer(Stage):
     """The tokenizer of a Hugging Face folder with `size` more tokens, trained on `domains`; see tokens/merges.py.
 
-    Their ids follow the last old one. Text of the `kept` domains keeps its ids: what stands side by side in it is never
-    joined. Both are read on the training side, as documents spread over all of it, of about so many bytes in all.
+    Their ids follow the last old one. What is read of the `kept` domains keeps its ids: pieces that stand side by side
+    in it are never joined. Of both, documents spread over the whole training side are read, about so many bytes in all.
 
     tokenizer.json and the files beside it
     pieces.json   {"base_sha256": of the old tokenizer.json, "first": the first new id, "pieces": for each new id, in
@@ -61,7 +62,8 @@ class ExtendedTokenizer(Stage):
                 f"The sample of {', '.join(self.domains)} gives only {len(merges):,} new tokens that it holds twice; "
                 f"set size={len(merges)} or less, or give more text."
             )
-        (out / "tokenizer.json").write_text(json.dumps(extended(data, merges, old.vocab), ensure_ascii=False))
+        text = json.dumps(extended(data, merges, old.vocab), ensure_ascii=False)
+        (out / "tokenizer.json").write_text(text, encoding="utf-8")
         new = _checked(out / "tokenizer.json", old, len(merges))
         for name in COPIED:
             if (base / name).is_file():
@@ -72,6 +74,7 @@ class ExtendedTokenizer(Stage):
             "added": len(merges),
             "first": old.vocab,
             "vocab": new.vocab,
+            "share_read": round(_share(corpus, self.domains, self.sample_bytes), 4),
             "pairs_kept_apart": len(kept),
             "base_sha256": old.sha256,
             "tokenizer_sha256": new.sha256,
@@ -92,7 +95,7 @@ def refuse_other_kinds(data: dict[str, Any], path: Path) -> None:
     kind = model.get("type", "BPE" if "merges" in model else "unknown")
     if kind != "BPE":
         raise UserError(f"{path} is a {kind} tokenizer; only a byte-level BPE can be extended, so leave it as it is.")
-    unfit = [key for key in ("continuing_subword_prefix", "end_of_word_suffix", "byte_fallback") if model.get(key)]
+    unfit = [key for key in UNFIT if model.get(key)]
     if unfit or "ByteLevel" not in _kinds(data.get("pre_tokenizer")):
         found = f"has {unfit[0]}" if unfit else "has no ByteLevel pre-tokenizer"
         raise UserError(f"{path} {found}; only a byte-level BPE can be extended, so leave it as it is.")
@@ -123,15 +126,10 @@ def _checked(path: Path, old: Encoder, size: int) -> Encoder:
     """The tokenizer just written. Raises unless its old ids are the old ones and each new id comes out of its text."""
     new = Encoder.unmarked(path)
     vocab, before = new.tokenizer.get_vocab(), old.tokenizer.get_vocab()
-    moved = [token for token, number in before.items() if vocab.get(token) != number]
-    lost = [
-        token
-        for token, number in vocab.items()
-        if number >= old.vocab and [piece.id for piece in new.tokenizer.model.tokenize(token)] != [number]
-    ]
-    if moved or lost or len(vocab) != len(before) + size:
-        token = (moved or lost or ["?"])[0]
-        raise UserError(f"{old.path} can't be extended: its token {token!r} would get another id; leave it as it is.")
+    added = [token for token, number in vocab.items() if number >= old.vocab]
+    reached = all([piece.id for piece in new.tokenizer.model.tokenize(token)] == [vocab[token]] for token in added)
+    if not (reached and len(added) == size and before.items() <= vocab.items()):
+        raise UserError(f"{old.path} can't be extended without a change to what it does; leave it as it is.")
     return new
 
 
@@ -148,8 +146,7 @@ def _check_domains(corpus: Artifact, names: Iterable[str]) -> None:
 
 def _sample(corpus: Artifact, names: tuple[str, ...], size: int) -> Iterator[str]:
     """Documents of about `size` bytes from the training side, every so many-th of each domain."""
-    total = sum(corpus.facts["domains"][name]["train"]["bytes"] for name in names)
-    share = min(1.0, size / max(1, total))
+    share = _share(corpus, names, size)
     for name in names:
         due = 0.0
         for shard in train_shards(corpus.path, name):
@@ -158,6 +155,11 @@ def _sample(corpus: Artifact, names: tuple[str, ...], size: int) -> Iterator[str
                 if due >= 1:
                     due -= 1
                     yield document.text
+
+
+def _share(corpus: Artifact, names: tuple[str, ...], size: int) -> float:
+    """What part of the training side of domains is about `size` bytes, at most all of it."""
+    return min(1.0, size / max(1, sum(corpus.facts["domains"][name]["train"]["bytes"] for name in names)))
 
 
 def _compared(corpus: Path, name: str, old: Encoder, new: Encoder) -> Facts:

@@ -11,7 +11,7 @@ from ahkio.core.stage import Facts, Inputs, Stage
 from ahkio.text.corpus import Corpus, Domain
 from ahkio.text.sources import JsonLines
 
-DATA = Path(__file__).parents[2] / "data"
+DATA = Path(__file__).parents[1] / "data"
 SPECIAL = ("<|endoftext|>", "<|start|>")
 ADDED = "<note>"  # an added token that is not special
 SIZE = 1000
