@@ -38,6 +38,28 @@ def test_the_text_of_a_special_token_never_becomes_its_id(folder):
         assert encoder.decode(ids, skip_special=True) == f"a{name}b {name}"
 
 
+def test_added_tokens_that_are_not_special_leave_special_texts_as_they_are(tmp_path):
+    write_tokenizer(tmp_path, vocab_size=301)
+    data = json.loads((tmp_path / "tokenizer.json").read_text())
+    note = data["added_tokens"][0] | {"id": 300, "content": "<note>", "special": False}
+    rewrite(tmp_path / "tokenizer.json", added_tokens=[*data["added_tokens"], note])
+    encoder = Encoder.load(tmp_path).proven([])
+    for name in SPECIAL:
+        ids = encoder.encode([f"<note>{name}<note> {name}"])[0]
+        assert ids.count(300) == 2  # it stands for its text, as any token that is not special
+        assert not {0, 1} & set(ids)
+        assert encoder.decode(ids, skip_special=False) == f"<note>{name}<note> {name}"
+
+
+def test_a_mark_that_a_text_can_make_is_refused(tmp_path):
+    """An added token that is not special would be found in a text, which then ended itself."""
+    write_tokenizer(tmp_path)
+    data = json.loads((tmp_path / "tokenizer.json").read_text())
+    rewrite(tmp_path / "tokenizer.json", added_tokens=[token | {"special": False} for token in data["added_tokens"]])
+    with pytest.raises(UserError, match=r"turns the text '<\|(endoftext|start)\|>' into a special token's id"):
+        Encoder.load(tmp_path)
+
+
 def test_text_is_encoded_as_by_a_tokenizer_that_knows_no_special_tokens(folder):
     without = json.loads((folder / "tokenizer.json").read_text())
     without |= {"added_tokens": [], "truncation": None}

@@ -86,6 +86,22 @@ def test_the_facts_count_what_was_written(tmp_path):
     assert facts["tokenizer_sha256"] == Encoder.load(tmp_path / STAGE.tokenizer.name).sha256
 
 
+@dataclass(frozen=True, kw_only=True)
+class Lowering(TinyTokenizer):
+    """A tokenizer that does not give every text back."""
+
+    def run(self, out, inputs):
+        facts = super().run(out, inputs)
+        data = json.loads((out / "tokenizer.json").read_text()) | {"normalizer": {"type": "Lowercase"}}
+        (out / "tokenizer.json").write_text(json.dumps(data))
+        return facts
+
+
+def test_texts_that_do_not_come_back_are_counted(tmp_path):
+    facts = build(replace(STAGE, tokenizer=Lowering()), tmp_path, quiet).facts
+    assert (facts["round_trip_texts"], facts["round_trip_mismatches"]) == (6, 2)
+
+
 def test_neither_workers_nor_fastokens_change_the_files(tmp_path):
     alone = build(STAGE, tmp_path / "a", quiet)
     others = build(replace(STAGE, workers=2), tmp_path / "b", quiet)

@@ -54,7 +54,7 @@ def import_gguf(path: Path, out: Path) -> tuple[LlamaConfig, str]:
     reader = _open(path)
     try:
         config = _config(reader)
-        marks = {key: int(_field(reader, f"tokenizer.ggml.{key}_token_id")) for key in ("bos", "eos")}
+        marks = _marks(reader)
         save_tensors(_tensors(reader, config), out)
         write_config(config, out, torch.float32, marks["bos"], marks["eos"])
         _write_tokenizer(reader, out, marks)
@@ -62,6 +62,19 @@ def import_gguf(path: Path, out: Path) -> tuple[LlamaConfig, str]:
         raise UserError(f"{path} lacks the field {error}; only GGUF files of Llama models can be imported.") from error
     kinds = [tensor.tensor_type.name for tensor in reader.tensors if len(tensor.shape) > 1]
     return config, max(set(kinds), key=kinds.count)
+
+
+def import_tokenizer(path: Path, out: Path) -> None:
+    """Write the tokenizer in `path` alone to `out`: tokenizer.json and tokenizer_config.json."""
+    reader = _open(path)
+    try:
+        _write_tokenizer(reader, out, _marks(reader))
+    except KeyError as error:
+        raise UserError(f"{path} lacks the field {error}, so it holds no tokenizer; take another file.") from error
+
+
+def _marks(reader: Any) -> dict[str, int]:
+    return {key: int(_field(reader, f"tokenizer.ggml.{key}_token_id")) for key in ("bos", "eos")}
 
 
 def _open(path: Path) -> Any:

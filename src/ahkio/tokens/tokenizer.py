@@ -65,6 +65,12 @@ class Encoder:
         _check_specials(encoder)
         return encoder
 
+    @staticmethod
+    def unmarked(path: Path) -> "Encoder":
+        """The tokenizer of a tokenizer.json alone: it encodes, and for want of an EOS (-1) can't frame documents."""
+        tokenizer = _read(path)
+        return Encoder(path, tokenizer, max(tokenizer.get_vocab().values()) + 1, bos=None, eos=-1)
+
     def proven(self, sample: Sequence[str]) -> "Encoder":
         """This encoder on fastokens, if that gives the very same ids on `sample`, on NASTY and on special tokens."""
         try:
@@ -208,11 +214,16 @@ def _check_fit(folder: Path, vocab: int) -> None:
 
 
 def _check_specials(encoder: Encoder) -> None:
-    """Refuse a tokenizer whose model turns the text of a special token into its id: a document could end itself."""
+    """Refuse a tokenizer that turns the text of a special token or a mark into its id: a document could end itself."""
+    added = encoder.tokenizer.get_added_tokens_decoder()
+    texts = {number: token.content for number, token in added.items() if token.special}
+    texts |= {
+        mark: encoder.tokenizer.id_to_token(mark) or "" for mark in (encoder.bos, encoder.eos) if mark is not None
+    }
     unknown = getattr(encoder.tokenizer.model, "unk_token", None)
-    for number, token in encoder.tokenizer.get_added_tokens_decoder().items():
-        if token.special and token.content != unknown and number in encoder.encode([token.content])[0]:
+    for number, text in texts.items():
+        if text != unknown and number in encoder.encode([text])[0]:
             raise UserError(
-                f"{encoder.path} turns the text {token.content!r} into a special token's id; "
-                "take a byte-level tokenizer, which does not."
+                f"{encoder.path} turns the text {text!r} into a special token's id; declare that token special there, "
+                "or take a byte-level tokenizer, which keeps them apart."
             )
