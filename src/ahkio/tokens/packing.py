@@ -31,11 +31,11 @@ Ints = NDArray[Any]
 
 @dataclass(frozen=True, kw_only=True)
 class Packed(Stage):
-    """Rows of `length` tokens into which the documents of `tokens` are packed. A document that fits is whole in one row;
-    of a longer one, pieces of a row's length are rows of their own, and the rest is packed. A mix takes it for `tokens`.
+    """Rows of `length` tokens into which the documents of `tokens` are packed; a share of a mix can take it instead.
 
-    The ids stay in the artifact of `tokens`. Labels never cross documents, so all tokens but a document's first are
-    trained on once in an epoch: nothing is lost but the sight of what a cut document had before.
+    A document that fits is whole in one row; of a longer one, pieces of a row's length are rows of their own, and the
+    rest is packed. Every token but a document's first is a label once in an epoch, and none crosses documents: nothing
+    is lost but the sight of what a cut document had before. The ids stay in the artifact of `tokens`; here are
 
     pieces.npy   row by row: the token of the stream where a piece of a document starts, how many tokens it has, and how
                  many of them have a label, the token after them in their document: all but a document's last
@@ -108,6 +108,8 @@ def pack(out: Path, lengths: Ints, length: int) -> Facts:
         first[row : row + block.rows] = piece + first_pieces(block)
         row, piece = row + block.rows, piece + block.pieces
         counted.update(counts_of(written, block, length))
+    pieces.flush()
+    first.flush()
     return {"length": length} | counted
 
 
