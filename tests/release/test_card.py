@@ -8,11 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from life import Life, a_life, write_tiny_model
+from life import TRAIN, Life, a_life, write_tiny_model
 
 from ahkio.core.artifact import create
 from ahkio.core.errors import UserError
+from ahkio.release import sections
 from ahkio.release.card import Card
+from ahkio.release.record import Record
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
@@ -53,6 +55,18 @@ def test_every_figure_of_the_card_is_a_fact(tmp_path: Path) -> None:
     assert "| translate_fi (chrf) | 14.00 | 14.25 | -0.25 points | -1.00 to +0.50 | 7 | no difference shown |" in page
     assert "lm-eval 0.4.13: translate_fi with 3 shots" in page
     assert "exact duplicate 3" in page
+
+
+def test_rows_are_told_as_they_were_laid_out(tmp_path: Path) -> None:
+    where = tmp_path / "manifest.json"
+    ledger = {name: source | {"padding": 16} for name, source in TRAIN["ledger"].items()}
+    train = Record(where, TRAIN | {"ledger": ledger})
+    rest = {"how": {"micro_batch": 2}, "made": {"packages": {"torch": "2.13.0"}}}
+    texts = [
+        sections.training(train, Record(where, rest | {"inputs": {name: ""}})) for name in ("tokens-01", "packed-01")
+    ]
+    assert "rows of 512 tokens of the document stream" in texts[0]
+    assert "rows of 512 tokens into which documents are packed, whole where they fit (0.156% padding)" in texts[1]
 
 
 def test_what_did_not_go_as_planned_is_told_only_where_something_did_not(tmp_path: Path) -> None:

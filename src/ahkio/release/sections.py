@@ -106,7 +106,7 @@ def _settings(train: Record, how: Mapping[str, Any]) -> str:
 
 
 def _layout(train: Record, manifest: Record) -> str:
-    """How documents lie in rows, as the inputs' names tell."""
+    """How documents lie in rows, as the names of the inputs tell."""
     if not any(name.startswith("packed-") for name in manifest("inputs")):
         return "of the document stream"
     sources = train.each("ledger").values()

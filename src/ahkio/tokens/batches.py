@@ -22,7 +22,7 @@ from ahkio.tokens.shards import TokenStore
 IGNORE = -100  # a label that is not trained on; PyTorch's own default
 NONE = np.zeros(0, np.int64)
 
-COUNTS = ("rows", "tokens", "padding", "trained_tokens", "documents")  # by source, in a ledger; tokens hold padding
+COUNTS = ("rows", "tokens", "padding", "trained_tokens", "documents")  # by source; tokens hold padding
 Ledger = dict[str, dict[str, float]]
 
 
@@ -32,9 +32,7 @@ class Rows:
 
     length: int = 1024  # T, tokens
     per_step: int = 512  # rows on all ranks together
-    documents: Literal["separate", "across"] = (
-        "separate"  # across: attention crosses bounds, and in a stream labels too
-    )
+    documents: Literal["separate", "across"] = "separate"  # across: attention crosses bounds, and labels of a stream do
 
     def __post_init__(self) -> None:
         if self.length < 1 or self.per_step < 1:

@@ -23,7 +23,7 @@ from ahkio.core.stage import Facts, Inputs, Known, Stage
 from ahkio.tokens.shards import TokenStore
 
 PIECES, ROWS = "pieces.npy", "rows.npy"
-BLOCK = 1 << 22  # documents that are packed together
+BLOCK = 1 << 22  # documents that are packed together; of another number other rows come, which is another VERSION
 PIECE = np.dtype([("start", "<i8"), ("tokens", "<i4"), ("labels", "<i4")])
 
 Ints = NDArray[Any]
@@ -31,8 +31,11 @@ Ints = NDArray[Any]
 
 @dataclass(frozen=True, kw_only=True)
 class Packed(Stage):
-    """Rows of `length` tokens out of the documents of `tokens`, each of which is in one row, or in rows of its own and
-    one. It stands wherever what it packs could. The ids stay in the artifact of `tokens`; here are
+    """Rows of `length` tokens into which the documents of `tokens` are packed; a share of a mix can take it instead.
+
+    A document that fits is whole in one row; of a longer one, pieces of a row's length are rows of their own, and the
+    rest is packed. Every token but a document's first is a label once in an epoch, and none crosses documents: nothing
+    is lost but the sight of what a cut document had before. The ids stay in the artifact of `tokens`; here are
 
     pieces.npy   row by row: the token of the stream where a piece of a document starts, how many tokens it has, and how
                  many of them have a label, the token after them in their document: all but a document's last
@@ -105,6 +108,8 @@ def pack(out: Path, lengths: Ints, length: int) -> Facts:
         first[row : row + block.rows] = piece + first_pieces(block)
         row, piece = row + block.rows, piece + block.pieces
         counted.update(counts_of(written, block, length))
+    pieces.flush()
+    first.flush()
     return {"length": length} | counted
 
 
