@@ -129,6 +129,11 @@ class Entry(NamedTuple):
     version: str
 
 
+def changed(file: str) -> str:
+    """The sentence for a file that is not what it was when this process first looked at it."""
+    return f"{file} has changed while it was read; build again, which begins with what is there now."
+
+
 def is_remote(file: str) -> bool:
     """Whether this is a URL, such as s3://bucket/file or https://host/file, and not a path."""
     return "://" in file

@@ -62,7 +62,7 @@ class Repository:
 
 
 class Mirror:
-    """Files in a local folder; those that `hf download` wrote have a note of their commit, which is held against ours."""
+    """Files in a local folder; where `hf download` wrote them, its notes of their commit are held against ours."""
 
     def __init__(self, repo: str, revision: str, folder: str) -> None:
         self.repo, self.revision, self.folder = repo, revision, Path(folder).resolve()

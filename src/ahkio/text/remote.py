@@ -18,7 +18,7 @@ from fsspec.core import url_to_fs
 from fsspec.spec import AbstractBufferedFile
 
 from ahkio.core.errors import UserError
-from ahkio.text.formats import Entry, Retries
+from ahkio.text.formats import Entry, Retries, changed
 
 BLOCK_BYTES = 1 << 23  # fetched at once
 BLOCKS = 4  # of a file kept, for columns of parquet are read by turns
@@ -204,10 +204,6 @@ def confirm(url: str, retries: Retries) -> None:
     """UserError where a file has changed since this process first asked for its state."""
     if entry_now(url, retries) != state(url, retries):
         raise UserError(changed(url))
-
-
-def changed(name: str) -> str:
-    return f"{name} has changed while it was read; build again, which begins with what is there now."
 
 
 def place(url: str) -> tuple[Any, str]:
