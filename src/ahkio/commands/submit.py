@@ -180,7 +180,8 @@ def hand_in(jobs: Sequence[Job], submission: Submission, dry: bool) -> str:
 
 
 def report(jobs: Sequence[Job], submission: Submission, told: str) -> dict[str, Any]:
-    """{"submitted", "submit": script, "jobs": [{"name", "artifact", "script", "needs", "nodes", "tasks", "parts", "id"}]}."""
+    """{"submitted", "submit": script, "jobs": [{"name", "artifact", "script", "needs", "nodes", "tasks", "parts",
+    "id"}]}."""
     ids = ids_in(told)
     return {
         "submitted": bool(told),

@@ -23,7 +23,8 @@ from ahkio.text.formats import Entry, Retries, changed
 BLOCK_BYTES = 1 << 23  # fetched at once
 BLOCKS = 4  # of a file kept, for columns of parquet are read by turns
 BUSY = (408, 425, 429)  # these and 5xx pass; any other status is an answer
-VERSIONS = ("ETag", "etag", "md5Hash", "blob_id", "Content-MD5", "Digest", "Last-Modified", "LastModified", "created")
+CHECKSUMS = ("ETag", "etag", "md5Hash", "blob_id", "Content-MD5", "Digest")  # as fsspec's systems call them
+TIMES = ("Last-Modified", "LastModified", "mtime", "created")  # where there is none; listings write them otherwise
 
 Fetch = Callable[[int, int], bytes]
 Result = TypeVar("Result")
@@ -157,7 +158,7 @@ def found(path: str, retries: Retries) -> tuple[str, ...]:
     with naming_lost(path):
         listed = patiently(path, lambda: system.glob(inner, detail=True), retries)
     infos = {system.unstrip_protocol(name): info for name, info in listed.items()}
-    _known.update({url: entry_of(url, info) for url, info in infos.items() if info.get("size") is not None})
+    _known.update({url: entry_of(url, info) for url, info in infos.items() if any(map(info.get, CHECKSUMS))})
     if urls := sorted(url for url in infos if entry(url, retries)):
         return tuple(urls)
     raise UserError(f"No file matches {path!r}; correct it, or check your access.")
@@ -182,7 +183,7 @@ def entry_of(url: str, info: Mapping[str, Any]) -> Entry | None:
         return None
     if info.get("size") is None or info.get("partial") is False:
         raise UserError(f"{url}: its server tells no size or sends no parts of files; fetch it, and read it here.")
-    version = next((str(info[key]) for key in VERSIONS if info.get(key)), "")
+    version = next((str(info[key]) for key in (*CHECKSUMS, *TIMES) if info.get(key)), "")
     return Entry(int(info["size"]), version.removeprefix("W/").strip('"'))
 
 
