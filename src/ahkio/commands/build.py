@@ -3,6 +3,7 @@
 import argparse
 import json
 import os
+import re
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -15,7 +16,7 @@ from ahkio.core.artifact import Artifact, draft_of, is_done
 from ahkio.core.config import substitute
 from ahkio.core.errors import Lost, UserError
 from ahkio.core.mesh import own_rank
-from ahkio.core.stage import Stage, build, lineage
+from ahkio.core.stage import Stage, build, build_part, lineage
 from ahkio.core.stop import REQUEUE, Paused
 from ahkio.launch import local
 from ahkio.release.summary import show_summary
@@ -33,6 +34,9 @@ def add_to(commands: Parsers) -> None:
         "a recipe, and the stage in it to make (the last one if left out)",
     )
     parser.add_argument("--accept", action="store_true", help="go on from a checkpoint with other settings; recorded")
+    parser.add_argument(
+        "--part", metavar="I/N", help="make part I of 0 to N-1 of a stage that divides; a build without it finishes"
+    )
     parser.add_argument("--only", metavar="ARTIFACT", help=argparse.SUPPRESS)  # for the processes that launch() starts
     parser.set_defaults(run=run)
 
@@ -43,7 +47,8 @@ def run(args: argparse.Namespace) -> int:
     make_store(request.store)
     if args.only:
         local.follow_launcher()
-        return build_only(args.only, request)
+    if args.part or args.only:
+        return build_only(stage_called(args.only, request) if args.only else request.target, request, args.part)
     existed = {path for path in request.paths.values() if is_done(path)}
     teller = Teller(request, Console(stderr=True, highlight=False, quiet=own_rank() > 0))
     teller.tell_existing()
@@ -62,17 +67,33 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def build_only(name: str, request: Request) -> int:
-    """Make the stage whose artifact is called `name`, as one of several processes or of several jobs."""
+def stage_called(name: str, request: Request) -> Stage:
+    """The stage whose artifact is called `name`."""
     stage = next((stage for stage, path in request.paths.items() if path.name == name), None)
     if stage is None:
         raise UserError(f"{request.recipe} has no stage {name!r}; the recipe or an override has changed since.")
+    return stage
+
+
+def build_only(stage: Stage, request: Request, part: str) -> int:
+    """Make a stage, or a `part` of it, as one of several processes or of several jobs."""
     try:
-        build(stage, request.store, lambda _: None)
+        if part:
+            build_part(stage, request.store, *numbers_of(part))
+        else:
+            build(stage, request.store, lambda _: None)
     except KeyboardInterrupt as interrupt:
         status = status_of(interrupt)
         return 0 if local.refused("", status) else status
     return 0
+
+
+def numbers_of(part: str) -> tuple[int, int]:
+    """I and N of "I/N"."""
+    found = re.fullmatch(r"(\d+)/(\d+)", part)
+    if not found or int(found[1]) >= int(found[2]):
+        raise UserError(f"--part {part} is no part; write I/N, such as 0/8 for the first of eight.")
+    return int(found[1]), int(found[2])
 
 
 def status_of(interrupt: KeyboardInterrupt) -> int:

@@ -24,6 +24,7 @@ from ahkio.launch import sites
 from ahkio.launch.site import Ask, Site
 from ahkio.launch.slurm import SUBMIT, Job, Submission, asks, layout, plural, write
 
+DEFAULTS = {"nodes": 0, "parts": 1}
 SITES = tuple(module.name for module in pkgutil.iter_modules(sites.__path__))
 
 
@@ -37,6 +38,9 @@ def add_to(commands: Parsers) -> None:
     )
     parser.add_argument("--site", choices=SITES, default="generic", help="the cluster (default: generic)")
     parser.add_argument("--nodes", type=int, default=0, metavar="N", help="for the mesh (default: as many as it fills)")
+    parser.add_argument(
+        "--parts", type=int, default=1, metavar="N", help="make a corpus, or tokens, in N jobs of an array (default: 1)"
+    )
     parser.add_argument("--account", default="", metavar="NAME", help="the project that pays")
     parser.add_argument(
         "--partition", default="", metavar="NAME", help="of jobs with GPUs, and of all where the site names no other"
@@ -65,7 +69,7 @@ def run(args: argparse.Namespace) -> int:
     request = read_request(args)
     site = site_of(args)
     refuse(plan := plan_of(request))
-    jobs = jobs_of(request, site, args.nodes)
+    jobs = jobs_of(request, site, args.nodes, args.parts)
     submission = submission_of(request, site, args)
     told = hand_in(jobs, submission, args.dry_run) if jobs else ""
     if args.json:
@@ -105,10 +109,12 @@ def refuse(plan: dict[str, Any]) -> None:
         raise UserError(f"Nothing was submitted: {' '.join(plan['refusals'])}")
 
 
-def jobs_of(request: Request, site: Site, nodes: int) -> list[Job]:
-    """A job for each stage that a build would run, inputs first."""
+def jobs_of(request: Request, site: Site, nodes: int, parts: int) -> list[Job]:
+    """A job for each stage that a build would run, inputs first; before that of one that divides, an array of jobs."""
     if nodes < 0:
         raise UserError(f"--nodes is {nodes}; a job runs on at least 1.")
+    if parts < 1:
+        raise UserError(f"--parts is {parts}; a stage is made in at least 1.")
     needed = needed_for(request)
     stages = {stage: number for number, stage in enumerate(lineage(request.target), 1) if stage in needed}
     names = {stage: f"{number:02}-{request.label(stage)}" for stage, number in stages.items()}
@@ -117,16 +123,19 @@ def jobs_of(request: Request, site: Site, nodes: int) -> list[Job]:
         count, tasks = layout(request.label(stage), stage, site, nodes)
         # The last job is a plain build, which also makes the links to all results.
         only = () if stage is request.target else ("--only", stage.name)
-        jobs.append(
-            Job(
-                name=name,
-                stage=stage,
-                needs=tuple(names[below] for below in inputs_of(stage) if below in needed),
-                command=(*build_arguments(request), *only),
-                nodes=count,
-                tasks=tasks,
-            )
+        job = Job(
+            name=name,
+            stage=stage,
+            needs=tuple(names[below] for below in inputs_of(stage) if below in needed),
+            command=(*build_arguments(request), *only),
+            nodes=count,
+            tasks=tasks,
         )
+        if parts > 1 and stage.DIVIDES:
+            array = replace(job, name=name.replace("-", "p-", 1), parts=parts)
+            jobs.append(array)
+            job = replace(job, needs=(array.name,))
+        jobs.append(job)
     return jobs
 
 
@@ -147,11 +156,10 @@ def submission_of(request: Request, site: Site, args: argparse.Namespace) -> Sub
 
 def options(args: argparse.Namespace) -> list[str]:
     """The options of the command line again, for the record in the scripts."""
-    single = [
-        (name, str(getattr(args, name))) for name in ("site", "nodes", "account", "partition", "time", "container")
-    ]
+    names = ("site", "nodes", "parts", "account", "partition", "time", "container")
+    single = [(name, str(value)) for name in names if (value := getattr(args, name)) not in ("", DEFAULTS.get(name))]
     several = [(name, value) for name in ("sbatch", "set") for value in getattr(args, name)]
-    return [f"--{name}={value}" for name, value in [*single, *several] if value not in ("", "0")]
+    return [f"--{name}={value}" for name, value in [*single, *several]]
 
 
 def hand_in(jobs: Sequence[Job], submission: Submission, dry: bool) -> str:
@@ -172,7 +180,8 @@ def hand_in(jobs: Sequence[Job], submission: Submission, dry: bool) -> str:
 
 
 def report(jobs: Sequence[Job], submission: Submission, told: str) -> dict[str, Any]:
-    """{"submitted", "submit": script, "jobs": [{"name", "artifact", "script", "needs", "nodes", "tasks", "id"}]}."""
+    """{"submitted", "submit": script, "jobs": [{"name", "artifact", "script", "needs", "nodes", "tasks", "parts",
+    "id"}]}."""
     ids = ids_in(told)
     return {
         "submitted": bool(told),
@@ -185,6 +194,7 @@ def report(jobs: Sequence[Job], submission: Submission, told: str) -> dict[str, 
                 "needs": list(job.needs),
                 "nodes": job.nodes,
                 "tasks": job.nodes * job.tasks,
+                "parts": job.parts,
                 "id": ids.get(job.name, ""),
             }
             for job in jobs
@@ -202,7 +212,8 @@ def show(jobs: Sequence[Job], submission: Submission, told: str, warnings: list[
     width = max(len(job.name) for job in jobs)
     for job in jobs:
         where = asks(job, submission.site).partition or "the default partition"
-        size = f"{plural(job.nodes, 'node')}, {plural(job.nodes * job.tasks, 'task')}, {where}"
+        times = f"{job.parts} times " if job.parts else ""
+        size = f"{times}{plural(job.nodes, 'node')}, {plural(job.nodes * job.tasks, 'task')}, {where}"
         number = f"  job {ids[job.name]}" if job.name in ids else ""
         console.print(f"{job.name:<{width}}  {size}{number}", markup=False, soft_wrap=True)
     for text in warnings:

@@ -112,13 +112,39 @@ def create(path: Path, keep_draft: bool) -> Iterator[tuple[Path, dict[str, Any]]
 
 
 @contextlib.contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    """Hold the right to make `path`. The lock is the kernel's: it goes with the process, however that ends."""
-    with open(path.with_name(f".{path.name}.lock"), "a+") as lock:
+def share(path: Path, part: int, parts: int) -> Iterator[Path]:
+    """Make a part of the artifact `path`, beside others that make theirs: yield its draft folder, publish nothing."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    own = _part_lock(path, str(part), str(parts))
+    with _locked(path, shared=True), _held(own, f"part {part} of {parts} of {path.name}"):
+        for other in set(own.parent.glob(_part_lock(path, "*", "*").name)) - set(own.parent.glob(f"*-of-{parts}.lock")):
+            with _held(other, f"{path.name} in another number of parts", shared=True):
+                pass
+        draft_of(path).mkdir(exist_ok=True)
+        yield draft_of(path)
+
+
+def _part_lock(path: Path, part: str, parts: str) -> Path:
+    return path.with_name(f".{path.name}.part-{part}-of-{parts}.lock")
+
+
+@contextlib.contextmanager
+def _locked(path: Path, shared: bool = False) -> Iterator[None]:
+    """Hold the right to make `path`, alone or with those that make parts of it."""
+    with _held(path.with_name(f".{path.name}.lock"), path.name, shared):
+        for lock in path.parent.glob(_part_lock(path, "*", "*").name) if not shared else ():
+            lock.unlink()
+        yield
+
+
+@contextlib.contextmanager
+def _held(lock: Path, what: str, shared: bool = False) -> Iterator[None]:
+    """Hold a lock, which is the kernel's: it goes with the process, however that ends."""
+    with open(lock, "a+") as file:
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            raise UserError(f"{path.name} is being made by another process; wait for it, or stop it.") from error
+            raise UserError(f"{what} is being made by another process; wait for it, or stop it.") from error
         yield
 
 

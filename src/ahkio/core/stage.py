@@ -30,10 +30,15 @@ class Stage:
 
     VERSION: ClassVar[int] = 1  # raise it when the same fields come to mean another result
     RESUMES: ClassVar[bool] = False  # whether `run` goes on from what an earlier attempt left in `out`
+    DIVIDES: ClassVar[bool] = False  # whether `run_part` can make its work in parts; then it also RESUMES
     SHOWN: ClassVar[str] = ""  # the one file of the result that people open, if it is one file
 
     def run(self, out: Path, inputs: Inputs) -> Facts:
         """Write this stage's files under `out`; return the facts that its manifest should hold."""
+        raise NotImplementedError
+
+    def run_part(self, out: Path, inputs: Inputs, part: int, parts: int) -> None:
+        """Make part number `part` of so many in `out`, while others make theirs; `run` does what is left."""
         raise NotImplementedError
 
     def forecast(self, known: Known) -> Facts:
@@ -165,6 +170,21 @@ def build(stage: Stage, store: Path, say: Say = print, launch: Launch | None = N
     while not artifact.is_done(path):  # the first process makes it, or is about to publish
         sleep(0.1)
     return Artifact(path)
+
+
+def build_part(stage: Stage, store: Path, part: int, parts: int) -> None:
+    """Make one of so many parts of a stage whose inputs are there; `build` does what is left, and publishes."""
+    path = store / stage.name
+    if not stage.DIVIDES:
+        raise UserError(f"{stage.name} is not made in parts; build it without --part.")
+    if artifact.is_done(path):
+        return
+    missing = [needed.name for needed in inputs_of(stage) if not artifact.is_done(store / needed.name)]
+    if missing:
+        raise UserError(f"{stage.name} needs {missing[0]}, which is not there; build that before the parts.")
+    inputs = {needed: Artifact(store / needed.name) for needed in inputs_of(stage)}
+    with artifact.share(path, part, parts) as draft:
+        stage.run_part(draft, inputs, part, parts)
 
 
 def _make(stage: Stage, path: Path, inputs: Inputs, say: Say) -> None:

@@ -29,6 +29,7 @@ class Job:
     command: tuple[str, ...]  # ahkio's arguments
     nodes: int
     tasks: int  # on each node
+    parts: int = 0  # of an array of jobs that make the stage in as many parts; 0: one job makes it, or what is left
 
     @property
     def kind(self) -> str:
@@ -124,9 +125,10 @@ def about(job: Job, submission: Submission) -> list[str]:
 def options(job: Job, submission: Submission) -> list[str]:
     """sbatch's options, one a line; a site's own come last, where they win."""
     site, ask = submission.site, asks(job, submission.site)
-    log = str(submission.folder / job.name).replace("%", "%%") + "-%j.log"
+    log = str(submission.folder / job.name).replace("%", "%%") + ("-%A-%a.log" if job.parts else "-%j.log")
     found = [
-        f"--job-name=ahkio-{job.stage.name}",
+        f"--job-name=ahkio-{job.stage.name}{'-parts' if job.parts else ''}",
+        *([f"--array=0-{job.parts - 1}"] if job.parts else []),
         f"--output={shlex.quote(log)}",
         "--open-mode=append",
         "--requeue",
@@ -192,7 +194,7 @@ def run(job: Job, submission: Submission) -> list[str]:
         *[f"  {line}".replace("'", "'\\''") for line in task],
         "' task \\",
         f"  {shlex.join([*inside, python, '-m', 'ahkio'])} \\",
-        f"  {shlex.join(job.command)}",
+        f"  {shlex.join(job.command)}" + (f' --part "$SLURM_ARRAY_TASK_ID/{job.parts}"' if job.parts else ""),
         "code=$?",
     ]
 

@@ -1,28 +1,34 @@
 """The Corpus stage: sources become domains of unique documents, each split in training and held-out."""
 
-import contextlib
+import hashlib
+import json
 import re
-from array import array
-from collections import Counter
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import orjson
-import zstandard
 
+from ahkio.core.artifact import write_json
 from ahkio.core.config import how
 from ahkio.core.errors import UserError
+from ahkio.core.machine import cores
 from ahkio.core.stage import Facts, Inputs, Known, Stage
+from ahkio.core.workers import in_order
 from ahkio.text.document import Document
-from ahkio.text.formats import Bad, decompressed, json_rows, naming
-from ahkio.text.overlap import Repeats, grams_of
+from ahkio.text.overlap import Lines, Repeats, distinct
+from ahkio.text.parts import Part, column, count, cut, read_parts, waited_for
+from ahkio.text.sides import Candidates, Shard, Totals, hold_out, pieces, save, totals, write_shard
 from ahkio.text.sources import Hub, Source, Tally
-from ahkio.text.split import Fate, Fates, Marks, fates, hash64
+from ahkio.text.split import Fate, Fates, Marks, fates
+from ahkio.text.store import HELD_OUT, TRAIN, Writer, heldout_shard, read_shard, train_shards
 
-CANDIDATES, HELD_OUT, TRAIN = "candidates.jsonl.zst", "heldout.jsonl.zst", "train-{:05}.jsonl.zst"
+__all__ = ["Corpus", "Domain", "Writer", "heldout_shard", "read_shard", "train_shards"]
+
+WORK = "work"  # the folder in a draft that is not published
+BYTES_PER_WORKER = 1 << 24  # of files, below which another process costs more than it saves
 
 
 @dataclass(frozen=True)
@@ -47,13 +53,22 @@ class Domain:
             raise UserError(f"Domain {self.name!r}: held_out is a share between 0 and 1, not {self.held_out}.")
 
 
+Parts = dict[Domain, list[list[Part]]]  # of each source of each domain
+
+
 @dataclass(frozen=True, kw_only=True)
 class Corpus(Stage):
     """Documents without exact duplicates, split by group so that twins go together, with a clean held-out side.
 
     A group held out in one domain is held out in all. What a held-out document shares with training (runs of
     `overlap_words` words) is cut by line; one that keeps less than half its bytes, or under `heldout_min_bytes`, goes.
+
+    Sources are read once, into the draft, by several processes where there are several files (parts.py, sides.py). A
+    build that was stopped goes on after the parts and shards that are done.
     """
+
+    RESUMES = True
+    DIVIDES = True
 
     domains: tuple[Domain, ...]
     seed: int = 0
@@ -61,6 +76,7 @@ class Corpus(Stage):
     heldout_min_bytes: int = 200
     shard_bytes: int = 1 << 28
     compression: int = how(3)
+    workers: int = how(0)  # processes; 0: one per core, and no more than the text is worth
 
     def __post_init__(self) -> None:
         names = [domain.name for domain in self.domains]
@@ -70,73 +86,132 @@ class Corpus(Stage):
             raise UserError(f"overlap_words is a number of words from 2 on, not {self.overlap_words}.")
 
     def run(self, out: Path, inputs: Inputs) -> Facts:
-        tallies = {domain: Tally() for domain in self.domains}
-        fate_of = self._split(tallies)
-        sides = {domain: self._write_sides(domain, fate_of[domain], out / domain.name) for domain in self.domains}
-        repeats = self._find_repeats(out)
-        for domain, side in sides.items():
-            side["heldout"], side["cut"] = self._write_heldout(domain, repeats, out / domain.name, tallies[domain])
-        return {"domains": {d.name: _facts(d, tallies[d], sides[d]) for d in self.domains}}
+        parts = self._parts(out)
+        write_json(out / WORK / "parts.json", {"parts": len(_all(parts))})
+        tallies = self._read(parts)
+        fate_of, tag = self._split(parts, tallies)
+        candidates = self._hold_out(parts, fate_of, tag)
+        shards, repeats = self._write_train(out, candidates, fate_of, tag)
+        facts = {}
+        for domain, tally in tallies.items():
+            train = totals([one.prefix for one in candidates[domain]], fate_of[domain] == Fate.TRAIN)
+            heldout, lines_cut = self._write_heldout(domain, candidates[domain], repeats, out, tally)
+            _refuse_empty_sides(domain, train[0]["documents"], heldout.documents)
+            facts[domain.name] = _facts(domain, tally, train, heldout, lines_cut)
+        _tidy(out, {shard.path for shard in shards} | {heldout_shard(out, domain.name) for domain in self.domains})
+        return {"domains": facts}
+
+    def run_part(self, out: Path, inputs: Inputs, part: int, parts: int) -> None:
+        """Read this part's share of the files; the split, which needs all, and what follows are left to `run`."""
+        everything = _all(self._parts(out))
+        share = everything[part::parts]
+        if part == 0:
+            write_json(out / WORK / "parts.json", {"parts": len(everything)})
+        for _ in read_parts([one for one in share if not one.is_done()], self._workers(share)):
+            pass
 
     def forecast(self, known: Known) -> Facts:
         hubs = [source for domain in self.domains for source in domain.sources if isinstance(source, Hub)]
         loose = [f"{hub.address} is not pinned: set its revision to a commit." for hub in hubs if not hub.pinned]
         return {"warnings": loose} if loose else {}
 
-    def _split(self, tallies: dict[Domain, Tally]) -> dict[Domain, Fates]:
-        decided = fates([_marks(domain, self.seed, tallies[domain]) for domain in self.domains])
+    def progress(self, draft: Path) -> str:
+        try:
+            total = json.loads((draft / WORK / "parts.json").read_bytes())["parts"]
+        except (OSError, ValueError):
+            return ""
+        read, shards = (len(list((draft / WORK).glob(which))) for which in ("part-*.npz", "seen-*.npy"))
+        return f"{read} of {total} parts read" + (f", {shards} shards written" if shards else "")
+
+    def _parts(self, out: Path) -> Parts:
+        work = out / WORK
+        work.mkdir(exist_ok=True)
+        cuts = iter(cut([source for domain in self.domains for source in domain.sources], work, self.seed))
+        return {domain: [next(cuts) for _ in domain.sources] for domain in self.domains}
+
+    def _workers(self, parts: Sequence[Part]) -> int:
+        size = sum(entry.bytes for part in parts for entry in part.entries)
+        return self.workers or min(cores(), 1 + size // BYTES_PER_WORKER)
+
+    def _read(self, parts: Parts) -> dict[Domain, Tally]:
+        """Read what has not been read; what a source turns out to be wrong with is told as soon as it shows."""
+        pending = [part for part in _all(parts) if not part.is_done()]
+        done = read_parts(pending, self._workers(pending))
+        tallies = {domain: Tally() for domain in self.domains}
+        for domain, tally in tallies.items():
+            for source, of_source in zip(domain.sources, parts[domain], strict=True):
+                if not count(source, waited_for(of_source, pending, done), tally):
+                    raise UserError(_no_documents(domain, source, tally))
+        return tallies
+
+    def _split(self, parts: Parts, tallies: dict[Domain, Tally]) -> tuple[dict[Domain, Fates], str]:
+        """The fate of each document, and a tag that tells these documents and fates from others."""
+        digest = hashlib.sha256()
+        decided = fates([_marks(domain, parts[domain], digest.update) for domain in self.domains])
         for domain, fate_D in zip(self.domains, decided, strict=True):
+            digest.update(fate_D.tobytes())
             for fate in (Fate.DUPLICATE, Fate.REPEATS_IN_TRAINING):
-                if count := int((fate_D == fate).sum()):
-                    tallies[domain].dropped[fate.name.lower()] += count
+                if dropped := int((fate_D == fate).sum()):
+                    tallies[domain].dropped[fate.name.lower()] += dropped
             _refuse_empty_sides(domain, int((fate_D == Fate.TRAIN).sum()), int((fate_D == Fate.HELD_OUT).sum()))
-        return dict(zip(self.domains, decided, strict=True))
+        return dict(zip(self.domains, decided, strict=True)), digest.hexdigest()[:12]
 
-    def _write_sides(self, domain: Domain, fate_D: Fates, folder: Path) -> dict[str, Any]:
-        """Write what trains, and what may be held out as far as the split can tell."""
-        documents = _documents(domain, Tally())
-        with (
-            Writer(folder, TRAIN, self.compression, self.shard_bytes) as train,
-            Writer(folder, CANDIDATES, self.compression) as candidates,
-        ):
-            for fate, document in zip(fate_D, documents, strict=True):
-                if fate == Fate.TRAIN:
-                    train.add(document)
-                elif fate == Fate.HELD_OUT:
-                    candidates.add(document)
-        return {"train": train}
+    def _hold_out(self, parts: Parts, fate_of: dict[Domain, Fates], tag: str) -> dict[Domain, list[Candidates]]:
+        """What may be held out as far as the split can tell."""
+        found: dict[Domain, list[Candidates]] = {}
+        for domain, fate_D in fate_of.items():
+            prefixes = [part.prefix for part in chain(*parts[domain])]
+            found[domain] = [Candidates(prefix, tag, self.overlap_words, domain.whole) for prefix in prefixes]
+            ends = np.cumsum([len(column(prefix, "texts")) for prefix in prefixes])
+            for candidates, fates_of_part in zip(found[domain], np.split(fate_D, ends[:-1]), strict=True):
+                save(candidates.fates, fates_of_part)
+        pending = [candidates for candidates in chain(*found.values()) if not candidates.keys.exists()]
+        for _ in in_order(hold_out, pending, self._workers(_all(parts))):
+            pass
+        return found
 
-    def _find_repeats(self, out: Path) -> Repeats:
-        held_out = (
-            grams_of(_compared(domain, document), self.overlap_words, domain.whole)
-            for domain in self.domains
-            for document in read_shard(out / domain.name / CANDIDATES)
-        )
-        repeats = Repeats(held_out, self.overlap_words)
-        for shard in [shard for domain in self.domains for shard in train_shards(out, domain.name)]:
-            for document in read_shard(shard):
-                repeats.see(document.text)
-        return repeats
+    def _write_train(
+        self, out: Path, candidates: dict[Domain, list[Candidates]], fate_of: dict[Domain, Fates], tag: str
+    ) -> tuple[list[Shard], Repeats]:
+        """Write the shards that train; find in them what repeats of the rest."""
+        work = out / WORK
+        repeats = Repeats.of(distinct(np.load(one.keys) for one in chain(*candidates.values())), self.overlap_words)
+        save(keys := work / f"keys-{tag}.npy", repeats.keys)
+        shards = []
+        for domain, fate_D in fate_of.items():
+            (out / domain.name).mkdir(exist_ok=True)
+            parts = [(one.prefix, one.fates) for one in candidates[domain]]
+            for number, of_shard in enumerate(pieces(parts, fate_D == Fate.TRAIN, self.shard_bytes)):
+                path, receipt = (
+                    out / domain.name / TRAIN.format(number),
+                    work / f"seen-{tag}-{domain.name}-{number}.npy",
+                )
+                shards.append(Shard(path, receipt, of_shard, keys, self.overlap_words, self.compression))
+        pending = [shard for shard in shards if not shard.is_done()]
+        size = sum(int(column(one.prefix, "bytes").sum()) for one in chain(*candidates.values()))
+        for _ in in_order(write_shard, pending, self.workers or min(cores(), 1 + size // BYTES_PER_WORKER)):
+            pass
+        for shard in shards:
+            repeats.seen |= shard.seen(len(repeats.keys))
+        return shards, repeats
 
-    def _write_heldout(self, domain: Domain, repeats: Repeats, folder: Path, tally: Tally) -> tuple["Writer", int]:
+    def _write_heldout(
+        self, domain: Domain, candidates: list[Candidates], repeats: Repeats, out: Path, tally: Tally
+    ) -> tuple[Writer, int]:
         """Write the held-out side without what repeats; also return how many lines were cut from what stays."""
         lines_cut = 0
-        with Writer(folder, HELD_OUT, self.compression) as heldout:
-            for document in read_shard(folder / CANDIDATES):
-                text, cut = self._without_repeats(domain, document, repeats)
+        with Writer(out / domain.name, HELD_OUT, self.compression) as heldout:
+            for document, grams in chain(*(one.read() for one in candidates)):
+                text, cut = self._without_repeats(domain, document, repeats.repeated_lines(grams))
                 if text:
-                    heldout.add(Document(text, document.id, document.group, document.fields))
+                    heldout.add(replace(document, text=text))
                     lines_cut += cut
                 else:
                     tally.dropped[Fate.REPEATS_IN_TRAINING.name.lower()] += 1
-        (folder / CANDIDATES).unlink()
-        _refuse_empty_sides(domain, len(train_shards(folder.parent, domain.name)), heldout.documents)
         return heldout, lines_cut
 
-    def _without_repeats(self, domain: Domain, document: Document, repeats: Repeats) -> tuple[str, int]:
+    def _without_repeats(self, domain: Domain, document: Document, repeated_L: Lines) -> tuple[str, int]:
         """The text that a held-out document keeps ("": it is dropped), and how many of its lines were cut."""
-        grams = grams_of(_compared(domain, document), self.overlap_words, domain.whole)
-        repeated_L = repeats.repeated_lines(grams)
         if not repeated_L.any():
             return document.text, 0
         if domain.whole:
@@ -147,31 +222,24 @@ class Corpus(Stage):
         return (text, int(repeated_L.sum())) if len(text.encode()) >= enough else ("", 0)
 
 
-def _documents(domain: Domain, tally: Tally) -> Iterator[Document]:
-    for source in domain.sources:
-        found = False
-        for document in source.read(tally):
-            found = True
-            yield document
-        if not found:
-            reasons = "".join(f", {count} with {reason.replace('_', ' ')}" for reason, count in tally.dropped.items())
-            raise UserError(
-                f"Domain {domain.name!r}: {source.address} gives no documents ({tally.read} rows read{reasons}); "
-                "check the path, the columns and where."
-            )
+def _all(parts: Parts) -> list[Part]:
+    return [part for of_domain in parts.values() for of_source in of_domain for part in of_source]
 
 
-def _marks(domain: Domain, seed: int, tally: Tally) -> Marks:
-    texts, groups = array("Q"), array("Q")
-    for document in _documents(domain, tally):
-        texts.append(hash64(document.text))
-        groups.append(hash64(document.group, seed))
-    return Marks(np.frombuffer(texts, np.uint64), np.frombuffer(groups, np.uint64), domain.held_out)
+def _no_documents(domain: Domain, source: Source, tally: Tally) -> str:
+    reasons = "".join(f", {count} with {reason.replace('_', ' ')}" for reason, count in tally.dropped.items())
+    return (
+        f"Domain {domain.name!r}: {source.address} gives no documents ({tally.read} rows read{reasons}); "
+        "check the path, the columns and where."
+    )
 
 
-def _compared(domain: Domain, document: Document) -> str:
-    """The text that is compared with training: of an item its fields too, for a pair leaks by either side."""
-    return "\n".join((document.text, *document.fields.values())) if domain.whole else document.text
+def _marks(domain: Domain, parts: list[list[Part]], tell: Callable[[bytes], None]) -> Marks:
+    texts, groups = (
+        np.concatenate([column(part.prefix, name) for part in chain(*parts)]) for name in ("texts", "groups")
+    )
+    tell(texts.tobytes())
+    return Marks(texts, groups, domain.held_out)
 
 
 def _refuse_empty_sides(domain: Domain, train: int, heldout: int) -> None:
@@ -187,93 +255,22 @@ def _refuse_empty_sides(domain: Domain, train: int, heldout: int) -> None:
         )
 
 
-def _facts(domain: Domain, tally: Tally, side: dict[str, Any]) -> Facts:
+def _facts(domain: Domain, tally: Tally, train: Totals, heldout: Writer, lines_cut: int) -> Facts:
+    counts, licenses = train
     return {
         "read": tally.read,
         "dropped": dict(sorted(tally.dropped.items())),
-        "train": side["train"].counts(),
-        "heldout": side["heldout"].counts(),
-        "heldout_lines_cut": side["cut"],
-        "licenses": dict(sorted((side["train"].licenses + side["heldout"].licenses).items())),
+        "train": counts,
+        "heldout": heldout.counts(),
+        "heldout_lines_cut": lines_cut,
+        "licenses": dict(sorted((licenses + heldout.licenses).items())),
         "origins": [source.origin() for source in domain.sources],
     }
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# The files of a corpus
-
-
-@dataclass
-class Writer(contextlib.AbstractContextManager["Writer"]):
-    """Writes documents to `folder` / `pattern`: zstd frames of JSON lines {"id", "text", "group", and its fields}.
-
-    A pattern with a number in it goes on in the next file where one would hold more than `limit` bytes of text.
-    Counts documents, UTF-8 bytes of text and words (runs of what is not white space).
-    """
-
-    folder: Path
-    pattern: str
-    compression: int
-    limit: float = float("inf")
-    documents: int = 0
-    bytes: int = 0
-    words: int = 0
-    licenses: Counter[str] = field(default_factory=Counter)
-    _shards: int = 0
-    _room: float = 0
-    _stream: Any = None
-
-    def __enter__(self) -> "Writer":
-        self.folder.mkdir(parents=True, exist_ok=True)
-        if self.pattern.format(0) == self.pattern:
-            self._next_file()  # a side without shards is one file, be it empty
-        return self
-
-    def add(self, document: Document) -> None:
-        size = len(document.text.encode())
-        if self._stream is None or (size > self._room and self._room < self.limit):
-            self._next_file()
-        line = {"id": document.id, "text": document.text, "group": document.group, **document.fields}
-        self._stream.write(orjson.dumps(line) + b"\n")
-        self._room -= size
-        self.documents += 1
-        self.bytes += size
-        self.words += len(document.text.split())
-        self.licenses[document.fields.get("license", "") or "not stated"] += 1
-
-    def counts(self) -> Facts:
-        return {"documents": self.documents, "bytes": self.bytes, "words": self.words}
-
-    def _next_file(self) -> None:
-        self._close()
-        file = open(self.folder / self.pattern.format(self._shards), "wb")  # noqa: SIM115  closed with its stream
-        self._stream = zstandard.ZstdCompressor(self.compression, write_checksum=True).stream_writer(file)
-        self._shards += 1
-        self._room = self.limit
-
-    def _close(self) -> None:
-        if self._stream is not None:
-            self._stream.close()
-
-    def __exit__(self, *_: object) -> None:
-        self._close()
-
-
-def train_shards(corpus: Path, domain: str) -> list[Path]:
-    """The training files of a domain in order; none where it is measured only."""
-    return sorted((corpus / domain).glob("train-*.jsonl.zst"))
-
-
-def heldout_shard(corpus: Path, domain: str) -> Path:
-    """The file of a domain's held-out documents."""
-    return corpus / domain / HELD_OUT
-
-
-def read_shard(path: Path) -> Iterator[Document]:
-    """The documents of a file that `Writer` wrote. UserError if it is damaged."""
-    with naming(str(path)), open(path, "rb") as raw:
-        for number, row in json_rows(decompressed(raw, path.name)):
-            if isinstance(row, Bad):
-                raise UserError(f"{path}, line {number} is damaged; delete this corpus and build it again.")
-            fields = {key: value for key, value in row.items() if key not in ("id", "text", "group")}
-            yield Document(row["text"], row["id"], row["group"], fields)
+def _tidy(out: Path, kept: set[Path]) -> None:
+    """Remove what is not to be published: the parts, and shards of a split that has changed since."""
+    shutil.rmtree(out / WORK)
+    for path in out.glob("*/*"):
+        if path not in kept:
+            path.unlink()

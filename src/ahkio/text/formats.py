@@ -6,7 +6,7 @@ import io
 import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, BinaryIO, Literal, cast
+from typing import Any, BinaryIO, Literal, NamedTuple, cast
 
 import orjson
 import zstandard
@@ -106,6 +106,39 @@ def _is_utf8(data: bytes) -> bool:
 # Files
 
 
+@dataclass(frozen=True)
+class Retries:
+    """How often a server that is busy, fails or breaks off is asked in all, and how many seconds are waited between.
+
+    Each wait is twice the one before, or what the server asks for (Retry-After), but never over `longest`.
+    """
+
+    tries: int = 6
+    first: float = 1.0
+    longest: float = 120.0
+
+    def __post_init__(self) -> None:
+        if self.tries < 1 or self.first < 0 or self.longest < 0:
+            raise UserError(f"tries is {self.tries}, at least 1; first and longest are seconds, at least 0.")
+
+
+class Entry(NamedTuple):
+    """What tells one state of a file from another without reading it; `version` is a checksum, an ETag or a time."""
+
+    bytes: int
+    version: str
+
+
+def changed(file: str) -> str:
+    """The sentence for a file that is not what it was when this process first looked at it."""
+    return f"{file} has changed while it was read; build again, which begins with what is there now."
+
+
+def is_remote(file: str) -> bool:
+    """Whether this is a URL, such as s3://bucket/file or https://host/file, and not a path."""
+    return "://" in file
+
+
 @contextlib.contextmanager
 def naming(file: str) -> Iterator[None]:
     """Turn what can go wrong while `file` is read into one sentence that names it."""
@@ -120,6 +153,7 @@ def naming(file: str) -> Iterator[None]:
 
 def decompressed(raw: BinaryIO, name: str) -> BinaryIO:
     """The content of the file `name`, whose suffix tells how it is compressed (.gz, .zst, anything else: not)."""
+    name = name.partition("?")[0] if is_remote(name) else name
     if name.endswith(".gz"):
         return cast(BinaryIO, io.BufferedReader(gzip.GzipFile(fileobj=raw)))
     if name.endswith(".zst"):

@@ -17,6 +17,7 @@ FACTOR = 0x9E3779B97F4A7C15  # odd, so that no power of it loses bits in 64
 
 Keys = npt.NDArray[np.uint64]
 Ints = npt.NDArray[np.int64]
+Lines = npt.NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
@@ -62,13 +63,25 @@ def _short_lines(codes_W: Keys, words_L: Ints, powers_N: Keys) -> tuple[Keys, In
     return keys_L[short], starts_L[short], words_L[short]
 
 
+def distinct(keys: Iterable[Keys]) -> Keys:
+    """All of them, sorted and each once."""
+    return np.unique(np.concatenate([np.empty(0, np.uint64), *keys]))
+
+
 class Repeats:
     """The runs of words of the held-out side, and which of them have been seen in training."""
 
     def __init__(self, held_out: Iterable[Grams], size: int) -> None:
         self.size = size
-        self.keys = np.unique(np.concatenate([np.empty(0, np.uint64), *(grams.keys for grams in held_out)]))
+        self.keys = distinct(grams.keys for grams in held_out)
         self.seen = np.zeros(len(self.keys), bool)
+
+    @classmethod
+    def of(cls, keys: Keys, size: int) -> "Repeats":
+        """Those with these `keys`, sorted and each once."""
+        repeats = cls([], size)
+        repeats.keys, repeats.seen = keys, np.zeros(len(keys), bool)
+        return repeats
 
     def see(self, text: str) -> None:
         """Note which held-out runs stand in this training text."""
@@ -77,7 +90,7 @@ class Repeats:
             index_G = self._index(keys_G)
             self.seen[index_G[self.keys[index_G] == keys_G]] = True
 
-    def repeated_lines(self, grams: Grams) -> npt.NDArray[np.bool_]:
+    def repeated_lines(self, grams: Grams) -> Lines:
         """For each line of a held-out text whether more than half of its words lie in runs seen in training."""
         hit_G = self.seen[self._index(grams.keys)] if len(self.keys) else np.zeros(0, bool)
         starts = grams.starts[hit_G]
@@ -87,7 +100,7 @@ class Repeats:
         marked_before = np.concatenate([[0], np.cumsum(np.cumsum(edges)[:-1] > 0)])
         ends_L = np.cumsum(grams.line_words)
         marked_L = marked_before[ends_L] - marked_before[ends_L - grams.line_words]
-        repeated: npt.NDArray[np.bool_] = 2 * marked_L > grams.line_words
+        repeated: Lines = 2 * marked_L > grams.line_words
         return repeated
 
     def _index(self, keys_G: Keys) -> Ints:

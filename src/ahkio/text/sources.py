@@ -1,6 +1,10 @@
-"""Where documents come from: JSON lines, parquet, plain text files, and datasets of the Hugging Face hub."""
+"""Where documents come from: JSON lines, parquet, plain text files, and datasets of the Hugging Face hub.
 
-import contextlib
+Files lie here, or anywhere that fsspec reaches by URL (`s3://`, `gs://`, `https://`, ...). Local files are known by the
+checksum of their content; remote ones, which may be terabytes, by their sizes and what the server tells them by (ETag,
+checksum, time); those of the hub by their commit, and the checksums that it has for each file.
+"""
+
 import functools
 import glob
 import hashlib
@@ -16,7 +20,18 @@ from ahkio.core.config import how
 from ahkio.core.errors import UserError
 from ahkio.core.stage import Facts
 from ahkio.text.document import Document
-from ahkio.text.formats import Bad, Row, decompressed, json_rows, naming, parquet_rows, text_rows
+from ahkio.text.formats import (
+    Bad,
+    Entry,
+    Retries,
+    Row,
+    decompressed,
+    is_remote,
+    json_rows,
+    naming,
+    parquet_rows,
+    text_rows,
+)
 
 ALWAYS_ALLOWED = 10  # broken rows of a source that are skipped whatever their share
 RESERVED = ("id", "text", "group")
@@ -36,12 +51,13 @@ class Source:
 
     `group`: (regular expression, replacement) pairs that turn a document's id, in order, into its group; none: the id.
     `license`: of all its documents. `bad_lines`: the share of rows that may be broken before the source is refused;
-    up to ten are always let pass, unless it is 0.
+    up to ten are always let pass, unless it is 0. `retries`: how servers are asked again.
     """
 
     group: tuple[tuple[str, str], ...] = ()
     license: str = ""
     bad_lines: float = how(0.001)
+    retries: Retries = how(Retries())
 
     def __post_init__(self) -> None:
         for pattern, replacement in self.group:
@@ -59,6 +75,13 @@ class Source:
         """The names of its files, in the order of reading. UserError if there are none."""
         raise NotImplementedError
 
+    def entry(self, file: str) -> Entry:
+        """The size of a file and what tells its state from another, without reading it."""
+        raise NotImplementedError
+
+    def open_file(self, file: str) -> BinaryIO:
+        raise NotImplementedError
+
     def rows(self, file: str, stream: BinaryIO) -> Iterator[Row]:
         raise NotImplementedError
 
@@ -66,11 +89,8 @@ class Source:
         """The document that `row` holds; `place` is an id for those that bring none."""
         raise NotImplementedError
 
-    def open_file(self, file: str) -> BinaryIO:
-        return open(file, "rb")
-
     def identity(self) -> Facts:
-        return {"sha256": _sha256_of(self.files())}
+        raise NotImplementedError
 
     def origin(self) -> Facts:
         """Where its text came from, for the manifest."""
@@ -79,30 +99,43 @@ class Source:
     def selects(self, row: Mapping[str, Any]) -> bool:
         return True
 
+    def confirm(self, file: str) -> None:
+        """UserError where a file that has been read changed meanwhile and its bytes did not tell."""
+
     def read(self, tally: Tally) -> Iterator[Document]:
         """Every document in order, counting into `tally`. UserError on a damaged file or too many broken rows."""
         rows = broken = 0
-        for file, number, row in self._all_rows():
-            made = row if isinstance(row, Bad) else self.document(row, f"{Path(file).name}#{number}")
-            rows += 1
-            tally.read += 1
-            if isinstance(made, Document):
-                yield made
-                continue
-            tally.dropped[made.reason] += 1
-            broken += made.broken
-            if broken > (max(ALWAYS_ALLOWED, self.bad_lines * rows) if self.bad_lines else 0):
-                raise UserError(
-                    f"{file}, line {number}: {made.reason.replace('_', ' ')}; {broken} of the first {rows} lines are "
-                    f"broken, more than bad_lines={self.bad_lines} lets pass: mend the file, or raise it."
-                )
-
-    def _all_rows(self) -> Iterator[tuple[str, int, Mapping[str, Any] | Bad]]:
         for file in self.files():
-            with naming(file), self.open_file(file) as raw:
-                for number, row in self.rows(file, decompressed(raw, file)):
-                    if isinstance(row, Bad) or self.selects(row):
-                        yield file, number, row
+            for number, made in self.read_file(file):
+                rows += 1
+                tally.read += 1
+                if isinstance(made, Document):
+                    yield made
+                    continue
+                tally.dropped[made.reason] += 1
+                broken += made.broken
+                if broken > self.broken_allowed(rows):
+                    raise UserError(self.too_broken(file, number, made.reason, broken, rows))
+
+    def read_file(self, file: str) -> Iterator[tuple[int, Document | Bad]]:
+        """What each row of a file gives that is wanted, with the row's number. UserError on a damaged file."""
+        with naming(file), self.open_file(file) as raw:
+            for number, row in self.rows(file, decompressed(raw, file)):
+                if isinstance(row, Bad):
+                    yield number, row
+                elif self.selects(row):
+                    yield number, self.document(row, f"{Path(file).name}#{number}")
+        self.confirm(file)
+
+    def broken_allowed(self, rows: int) -> float:
+        """How many of so many rows may be broken."""
+        return max(ALWAYS_ALLOWED, self.bad_lines * rows) if self.bad_lines else 0
+
+    def too_broken(self, file: str, number: int, reason: str, broken: int, rows: int) -> str:
+        return (
+            f"{file}, line {number}: {reason.replace('_', ' ')}; {broken} of the first {rows} lines are broken, more "
+            f"than bad_lines={self.bad_lines} lets pass: mend the file, or raise it."
+        )
 
     def _group_of(self, name: str) -> str:
         for pattern, replacement in self.group:
@@ -114,21 +147,58 @@ class Source:
 
 
 @dataclass(frozen=True)
-class TextFiles(Source):
-    """Plain text files (a path or a glob), plain or .gz or .zst: a document is a file, or a block between blank lines.
-
-    Its id is the file's path below the fixed part of the glob, with `#` and its number where it is a block.
-    """
+class AtPath(Source):
+    """Files at a path, a URL, or a glob of either."""
 
     path: str
-    split: Literal["file", "blank lines"] = "file"
 
     @property
     def address(self) -> str:
         return self.path
 
     def files(self) -> list[str]:
-        return local_files(self.path)
+        if not is_remote(self.path):
+            return local_files(self.path)
+        from ahkio.text.remote import found
+
+        return list(found(self.path, self.retries))
+
+    def entry(self, file: str) -> Entry:
+        if not is_remote(file):
+            return local_entry(file)
+        from ahkio.text.remote import state
+
+        return state(file, self.retries)
+
+    def open_file(self, file: str) -> BinaryIO:
+        if not is_remote(file):
+            return open(file, "rb")
+        from ahkio.text.remote import open_url
+
+        return open_url(file, self.retries)
+
+    def confirm(self, file: str) -> None:
+        if is_remote(file):
+            from ahkio.text.remote import confirm
+
+            confirm(file, self.retries)
+
+    def identity(self) -> Facts:
+        if not is_remote(self.path):
+            return {"sha256": _sha256_of(self.files())}
+        from ahkio.text.remote import checksum
+
+        return {"revision": checksum((file, self.entry(file)) for file in self.files())}
+
+
+@dataclass(frozen=True)
+class TextFiles(AtPath):
+    """Text files (a path, a URL or a glob), plain, .gz or .zst: a document is a file, or a block between blank lines.
+
+    Its id is the file's path below the fixed part of the glob, with `#` and its number where it is a block.
+    """
+
+    split: Literal["file", "blank lines"] = "file"
 
     def rows(self, file: str, stream: BinaryIO) -> Iterator[Row]:
         name = Path(file).relative_to(_fixed_part(self.path)).as_posix()
@@ -189,34 +259,16 @@ class Table(Source):
 
 
 @dataclass(frozen=True)
-class JsonLines(Table):
-    """Files with one JSON object a line (a path or a glob): plain, .gz or .zst."""
-
-    path: str
-
-    @property
-    def address(self) -> str:
-        return self.path
-
-    def files(self) -> list[str]:
-        return local_files(self.path)
+class JsonLines(Table, AtPath):
+    """Files with one JSON object a line (a path, a URL or a glob): plain, .gz or .zst."""
 
     def rows(self, file: str, stream: BinaryIO) -> Iterator[Row]:
         return json_rows(stream)
 
 
 @dataclass(frozen=True)
-class Parquet(Table):
-    """Parquet files (a path or a glob)."""
-
-    path: str
-
-    @property
-    def address(self) -> str:
-        return self.path
-
-    def files(self) -> list[str]:
-        return local_files(self.path)
+class Parquet(Table, AtPath):
+    """Parquet files (a path, a URL or a glob)."""
 
     def rows(self, file: str, stream: BinaryIO) -> Iterator[Row]:
         return parquet_rows(stream, self.columns(), file)
@@ -254,18 +306,19 @@ class Hub(Table):
     def files(self) -> list[str]:
         if not self.pinned:
             raise UserError(f"{self.address}: revision {self.revision!r} pins nothing; give the commit, 40 hex digits.")
-        system, root = self._place()
-        with _reaching(self.address):
+        with naming(self.address):
             patterns = self.data_files or self._patterns_of_card()
-            found = {file for pattern in patterns for file in system.glob(f"{root}/{pattern}")}
+            found = self._repository.glob(patterns)
         if not found:
-            raise UserError(f"{self.address}: no file of {root} matches {', '.join(patterns)}; correct data_files.")
-        return sorted(str(file).removeprefix(root + "/") for file in found)
+            where = self.mirror or f"{self.repo} at {self.revision}"
+            raise UserError(f"{self.address}: no file of {where} matches {', '.join(patterns)}; correct data_files.")
+        return found
+
+    def entry(self, file: str) -> Entry:
+        return self._repository.entry(file)
 
     def open_file(self, file: str) -> BinaryIO:
-        system, root = self._place()
-        stream: BinaryIO = system.open(f"{root}/{file}", "rb")
-        return stream
+        return self._repository.open(file)
 
     def rows(self, file: str, stream: BinaryIO) -> Iterator[Row]:
         if file.endswith(".parquet"):
@@ -274,53 +327,19 @@ class Hub(Table):
             return json_rows(stream)
         raise UserError(f"{self.address}: {file} is neither parquet nor JSON lines; choose others by data_files.")
 
-    def _place(self) -> tuple[Any, str]:
-        """A file system and the repository's folder in it."""
-        if self.mirror:
-            from fsspec.implementations.local import LocalFileSystem
+    @property
+    def _repository(self) -> Any:
+        from ahkio.text.hub import repository
 
-            return LocalFileSystem(), str(Path(self.mirror).resolve())
-        from huggingface_hub import HfFileSystem
-
-        return HfFileSystem(), f"datasets/{self.repo}@{self.revision}"
-
-    def _all_rows(self) -> Iterator[tuple[str, int, Mapping[str, Any] | Bad]]:
-        with _reaching(self.address):
-            yield from super()._all_rows()
+        return repository(self.repo, self.revision, self.mirror, self.retries)
 
     def _patterns_of_card(self) -> tuple[str, ...]:
-        from huggingface_hub import RepoCard
+        from ahkio.text.hub import patterns_of_card
 
         with self.open_file("README.md") as file:
-            card = RepoCard(file.read().decode(), ignore_metadata_errors=True)
-        for config in card.data.get("configs", []):
-            if config.get("config_name") == self.config and (found := _paths(config.get("data_files"), self.split)):
+            if found := patterns_of_card(file.read(), self.config, self.split):
                 return found
         raise UserError(f"{self.address}: its card doesn't say which files these are; name them in data_files.")
-
-
-@contextlib.contextmanager
-def _reaching(address: str) -> Iterator[None]:
-    """Turn what the network or the hub refuses into one sentence."""
-    from huggingface_hub.errors import HfHubHTTPError
-
-    http_error: type[Any] = HfHubHTTPError.__bases__[0]  # of the HTTP library that this client uses
-    try:
-        yield
-    except (http_error, OSError) as error:
-        what = f"{address} can't be read ({' '.join(str(error).split()) or type(error).__name__})"
-        raise UserError(f"{what}; check its name, your access and the network, or give a mirror.") from error
-
-
-def _paths(entry: Any, split: str) -> tuple[str, ...]:
-    """The globs of `split` in a card's data_files: a glob, a list of them, or a list of {"split", "path"}."""
-    if isinstance(entry, str):
-        return (entry,) if split == "train" else ()
-    if isinstance(entry, list):
-        return tuple(path for item in entry for path in _paths(item, split))
-    if isinstance(entry, dict) and entry.get("split") == split:
-        return _paths(entry.get("path"), "train")
-    return ()
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -333,6 +352,12 @@ def local_files(path: str) -> list[str]:
     if files := [file for file in found if Path(file).is_file()]:
         return files
     raise UserError(f"No file matches {path!r} in {Path.cwd()}; correct the path, or fetch the data.")
+
+
+def local_entry(file: str) -> Entry:
+    with naming(file):
+        stat = Path(file).stat()
+    return Entry(stat.st_size, str(stat.st_mtime_ns))
 
 
 def _fixed_part(path: str) -> Path:

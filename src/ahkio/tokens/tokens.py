@@ -15,8 +15,9 @@ from ahkio.core.config import how
 from ahkio.core.errors import UserError
 from ahkio.core.machine import cores
 from ahkio.core.stage import Facts, Inputs, Known, Stage
+from ahkio.core.workers import in_order
 from ahkio.text.corpus import heldout_shard, read_shard, train_shards
-from ahkio.tokens.encode import batches, encoder_of, framed, head, in_order
+from ahkio.tokens.encode import batches, encoder_of, framed, head
 from ahkio.tokens.shards import ShardWriter, id_dtype
 from ahkio.tokens.tokenizer import Encoder
 
@@ -34,6 +35,7 @@ class Tokens(Stage):
     """
 
     RESUMES = True
+    DIVIDES = True
 
     corpus: Stage  # an artifact in the layout of text.corpus
     domain: str
@@ -51,15 +53,24 @@ class Tokens(Stage):
         jobs = self._jobs(out, inputs)
         _tidy(out, jobs)
         write_json(out / "shards.json", {"shards": len(jobs)})
-        load = partial(encoder_of, inputs[self.tokenizer].path, self.bos, self.eos, self.fast)
-        for _ in in_order(encode_shard, [job for job in jobs if not _is_done(job)], self.workers or cores(), load):
-            pass
+        self._encode(jobs, inputs)
         facts = _facts([_receipt(job) for job in jobs], encoder)
         if not facts["documents"]:
             raise UserError(
                 f"Domain {self.domain!r} has no documents on its {self.side} side; give it a source or a share."
             )
         return {"domain": self.domain, "side": self.side} | facts
+
+    def run_part(self, out: Path, inputs: Inputs, part: int, parts: int) -> None:
+        jobs = self._jobs(out, inputs)
+        if part == 0:
+            write_json(out / "shards.json", {"shards": len(jobs)})
+        self._encode(jobs[part::parts], inputs)
+
+    def _encode(self, jobs: list["Job"], inputs: Inputs) -> None:
+        load = partial(encoder_of, inputs[self.tokenizer].path, self.bos, self.eos, self.fast)
+        for _ in in_order(encode_shard, [job for job in jobs if not _is_done(job)], self.workers or cores(), load):
+            pass
 
     def _jobs(self, out: Path, inputs: Inputs) -> list["Job"]:
         corpus, folder = inputs[self.corpus], inputs[self.tokenizer]
