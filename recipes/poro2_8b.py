@@ -41,7 +41,7 @@ BASE = Import(model="meta-llama/Llama-3.1-8B", license="llama3.1", shape=LLAMA_3
 def web(repo: str, config: str) -> Hub:
     """Pages of a hub dataset. A page's address is its id, so that crawls of one page are held out together.
 
-    The column `url` is FineMath's by its card; of the others it is assumed: a dataset without it takes id="".
+    All three have the column `url`; their cards say which files a config is, at the commit that is read.
     The revision that was read is not published: state the commit you read, 40 hex digits, before you build.
     """
     return Hub(repo=repo, config=config, text="text", id="url", revision="", license="odc-by")
@@ -51,6 +51,7 @@ CODE = Hub(
     repo="bigcode/starcoderdata",
     data_files=("*/*.parquet",),  # one folder per language, and those of notebooks, commits and issues
     text="content",
+    id="",  # issues, commits and notebooks have other columns than code, so rows go by file and number
     revision="",  # as above
     license="other",
 )

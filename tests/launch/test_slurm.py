@@ -76,12 +76,50 @@ TOGETHER = Together(twice=TWICE, text=TEXT, mesh=Mesh(shard=2))
 '''
 
 
+DIVIDED = """
+from dataclasses import dataclass
+
+from ahkio.core.stage import Stage
+
+
+@dataclass(frozen=True, kw_only=True)
+class Text(Stage):
+    def run(self, out, inputs):
+        return {}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pieces(Stage):
+    RESUMES = DIVIDES = True
+    text: Text
+
+    def run_part(self, out, inputs, part, parts):
+        (out / f"{part}-of-{parts}").touch()
+
+    def run(self, out, inputs):
+        return {"pieces": sorted(path.name for path in out.iterdir())}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Whole(Stage):
+    pieces: Pieces
+
+    def run(self, out, inputs):
+        return inputs[self.pieces].facts
+
+
+PIECES = Pieces(text=Text())
+WHOLE = Whole(pieces=PIECES)
+"""
+
+
 @pytest.fixture
 def recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     """A recipe of three stages in a place whose name needs quoting."""
     folder = tmp_path / 'a place\'s 100% "own" $HOME'
     folder.mkdir()
     (folder / "small.py").write_text(SMALL)
+    (folder / "divided.py").write_text(DIVIDED)
     monkeypatch.chdir(folder)
     return "small.py"
 
@@ -180,7 +218,7 @@ def test_only_what_can_go_on_is_warned_before_the_time_is_up(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     jobs = submit(capsys, RECIPES / "poro2_8b.py", "--runs", tmp_path, "--dry-run", "--time", "20")["by_label"]
-    assert "signal" not in jobs["CORPUS"]["options"]
+    assert "signal" not in jobs["EXPORT"]["options"]
     assert jobs["TRAIN"]["options"]["signal"] == "USR1@300"  # a quarter of a short time
 
 
@@ -193,6 +231,24 @@ def test_options_reach_the_jobs_they_are_for(recipe: str, capsys: pytest.Capture
     assert {site: options["partition"] for site, options in asked.items()} == {"generic": "debug", "lumi": "small"}
     assert all(options["time"] == "01:00:00" and options["qos"] == "debug" for options in asked.values())
     assert all(options["cpus-per-task"] == "3" for options in asked.values())  # two processes share six cores
+
+
+def test_what_divides_is_an_array_of_jobs_and_one_that_finishes(
+    recipe: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    report = submit(capsys, "divided.py", "--parts", 3, "--dry-run")
+    text, array, pieces, whole = report["jobs"]
+    assert (array["name"], array["parts"], array["needs"]) == ("02p-PIECES", 3, [text["name"]])
+    assert (pieces["name"], pieces["needs"], whole["needs"]) == ("02-PIECES", ["02p-PIECES"], ["02-PIECES"])
+    assert array["options"]["array"] == "0-2"
+    assert "array" not in pieces["options"]
+    assert array["options"]["job-name"] == pieces["options"]["job-name"] + "-parts"
+    assert array["options"]["output"].endswith("02p-PIECES-%A-%a.log'")
+    assert array["text"].count(' --part "$SLURM_ARRAY_TASK_ID/3"\n') == 1
+    for job in report["jobs"]:
+        assert subprocess.run(["bash", "-n", job["script"]], capture_output=True, text=True, check=False).stderr == ""
+    assert f"{array['name']} $job_01; job_02p=$id" in Path(report["submit"]).read_text().replace(":", "")
+    assert "02p-PIECES" not in submit(capsys, "divided.py", "--dry-run")["by_label"]
 
 
 def test_what_is_built_has_no_job(recipe: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -251,6 +307,7 @@ def test_bad_settings_are_refused_in_one_sentence(recipe: str, capsys: pytest.Ca
     assert "devices is 0" in refusal(capsys, recipe, "--set", "devices=0")
     assert "is no setting" in refusal(capsys, recipe, "--set", "devices")
     assert "--nodes is -1" in refusal(capsys, recipe, "--nodes", "-1")
+    assert "--parts is 0" in refusal(capsys, recipe, "--parts", "0")
     assert "holds a line break" in refusal(capsys, recipe, "text.words='a\nb'")
     assert not Path("runs").exists()
 
@@ -369,12 +426,8 @@ def said(*command: str) -> str:
     return subprocess.run(command, capture_output=True, text=True, check=False).stdout
 
 
-@pytest.mark.timeout(900)
-@pytest.mark.skipif(not has_slurm(), reason="there is no Slurm here with an idle node of two cores")
-def test_jobs_come_through_slurm_to_the_end_also_when_one_is_requeued(
-    recipe: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    report = submit(capsys, recipe, "--time", "10")
+def wait_for(report: dict[str, Any]) -> dict[str, str]:
+    """The logs of the jobs, joined by label, when all have ended."""
     until = time.monotonic() + 800
     while queue := said("squeue", "-h", "-o", "%i %r", "-j", ",".join(job["id"] for job in report["jobs"])):
         assert time.monotonic() < until, queue
@@ -382,9 +435,31 @@ def test_jobs_come_through_slurm_to_the_end_also_when_one_is_requeued(
             if "BeginTime" in line:  # Slurm lets what is requeued wait for two minutes
                 said("scontrol", "update", f"JobId={line.split()[0]}", "StartTime=now")
         time.sleep(2)
-    logs = {path.name.split("-")[1]: path.read_text() for path in Path(report["submit"]).parent.glob("*.log")}
+    logs: dict[str, str] = {}
+    for path in sorted(Path(report["submit"]).parent.glob("*.log")):
+        label = path.name.split("-")[1]
+        logs[label] = logs.get(label, "") + path.read_text()
+    return logs
+
+
+@pytest.mark.timeout(900)
+@pytest.mark.skipif(not has_slurm(), reason="there is no Slurm here with an idle node of two cores")
+def test_jobs_come_through_slurm_to_the_end_also_when_one_is_requeued(
+    recipe: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    report = submit(capsys, recipe, "--time", "10")
+    logs = wait_for(report)
     facts = json.loads((Path("runs/small/together") / "manifest.json").read_text())["facts"]
     assert facts == {"said": ["2", "2"]}, logs
     assert "Saved; the job goes on when it is started again." in logs["TWICE"]
     assert Path("runs/small/twice/attempts").read_text() == "once\nonce\n"
     assert all(log.rstrip().endswith("Done.") for log in logs.values())
+
+
+@pytest.mark.timeout(900)
+@pytest.mark.skipif(not has_slurm(), reason="there is no Slurm here with an idle node of two cores")
+def test_parts_come_through_slurm_as_an_array(recipe: str, capsys: pytest.CaptureFixture[str]) -> None:
+    logs = wait_for(submit(capsys, "divided.py", "--parts", 3, "--time", "10"))
+    facts = json.loads((Path("runs/divided/whole") / "manifest.json").read_text())["facts"]
+    assert facts == {"pieces": ["0-of-3", "1-of-3", "2-of-3"]}, logs
+    assert logs["PIECES"].count("Done.") == 4

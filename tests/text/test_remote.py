@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import os
 import time
 from dataclasses import replace
 
@@ -150,6 +151,19 @@ def test_a_build_that_the_network_stops_keeps_what_is_read(server, tmp_path, mon
     made = build(corpus, tmp_path / "store", lambda _: None)
     assert {name for name, _ in server.asked if "/cdn/" in name} == {"/cdn/data/fin/002.jsonl.gz"}
     assert made.manifest["files"] == whole.manifest["files"]
+
+
+def test_a_parquet_file_is_fetched_as_far_as_it_is_read(server, monkeypatch):
+    rows = [{"id": str(i), "text": os.urandom(1 << 13).hex()} for i in range(1024)]  # 16 MB in four row groups
+    file = pa.BufferOutputStream()
+    pq.write_table(pa.Table.from_pylist(rows), file, row_group_size=256)
+    server.files["data/fin/003.parquet"] = file.getvalue().to_pybytes()
+    monkeypatch.setattr(remote, "BLOCK_BYTES", 1 << 18)
+    documents = replace(HUB, data_files=("data/fin/003.parquet",)).read(Tally())
+    fetched = [next(documents) and server.bytes_sent("/cdn/") for _ in rows]
+    assert fetched[0] < 8_500_000
+    assert fetched[511] < 13_000_000
+    assert 16_000_000 < fetched[1023] < 20_000_000
 
 
 # ---------------------------------------------------------------------------------------------------------------------

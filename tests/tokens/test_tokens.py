@@ -9,7 +9,7 @@ from tiny_tokenizer import TinyTokenizer
 
 from ahkio.core.config import how
 from ahkio.core.errors import UserError
-from ahkio.core.stage import Stage, build, knowledge
+from ahkio.core.stage import Stage, build, build_part, inputs_of, knowledge
 from ahkio.tokens import tokens as tokens_module
 from ahkio.tokens.encode import framed
 from ahkio.tokens.shards import TokenStore
@@ -150,6 +150,42 @@ def test_a_killed_run_goes_on_by_shard_and_equals_an_unbroken_one(tmp_path, monk
     resumed = build(STAGE, tmp_path / "b", quiet)
     assert seen == ["shard-00001", "shard-00002"]
     assert files(resumed.path) == files(unbroken.path)
+
+
+@pytest.mark.parametrize("order", [(0, 1), (1, 0), (1, 0, 1)])
+def test_parts_in_any_order_make_the_same_shards_and_publish_nothing(tmp_path, monkeypatch, order):
+    whole = build(STAGE, tmp_path / "a", quiet)
+    for needed in inputs_of(STAGE):
+        build(needed, tmp_path / "b", quiet)
+    for part in order:
+        build_part(STAGE, tmp_path / "b", part, 2)
+    assert not (tmp_path / "b" / STAGE.name).exists()
+    seen = interrupt_at(monkeypatch, "none")
+    made = build(STAGE, tmp_path / "b", quiet)
+    assert (seen, files(made.path), made.facts) == ([], files(whole.path), whole.facts)
+
+
+def test_a_part_that_was_killed_is_finished_by_itself_or_by_the_whole(tmp_path, monkeypatch):
+    whole = build(STAGE, tmp_path / "a", quiet)
+    for store, again in (("b", True), ("c", False)):
+        for needed in inputs_of(STAGE):
+            build(needed, tmp_path / store, quiet)
+        with monkeypatch.context() as patch:
+            interrupt_at(patch, "shard-00002")
+            with pytest.raises(KeyboardInterrupt):
+                build_part(STAGE, tmp_path / store, 0, 2)
+        if again:
+            build_part(STAGE, tmp_path / store, 0, 2)
+        made = build(STAGE, tmp_path / store, quiet)
+        assert files(made.path) == files(whole.path)
+        assert not list(made.path.glob("*.tmp"))
+
+
+def test_parts_need_a_stage_that_divides_and_its_inputs(tmp_path):
+    with pytest.raises(UserError, match=r"tinycorpus-\w+ is not made in parts"):
+        build_part(STAGE.corpus, tmp_path, 0, 2)
+    with pytest.raises(UserError, match=r"needs tinycorpus-\w+, which is not there; build that before the parts"):
+        build_part(STAGE, tmp_path, 0, 2)
 
 
 def test_shards_of_a_corpus_that_has_been_made_anew_are_not_kept(tmp_path, monkeypatch):

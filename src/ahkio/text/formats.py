@@ -15,6 +15,7 @@ from ahkio.core.errors import UserError
 
 CHUNK_BYTES = 1 << 16
 ROWS_AT_ONCE = 256
+PAGE_BYTES = 1 << 20
 LONGEST_WINDOW_BYTES = 1 << 31  # files of `zstd --long=31` open too
 
 
@@ -45,12 +46,15 @@ def _json_object(line: bytes) -> Mapping[str, Any] | Bad:
 
 
 def parquet_rows(stream: BinaryIO, columns: list[str], name: str) -> Iterator[Row]:
-    """The rows of a parquet file, read row group by row group and only in the `columns` asked for."""
+    """The rows of a parquet file, only in the `columns` asked for, of each of which PAGE_BYTES are read at once.
+
+    pyarrow's own way (pre_buffer) holds what it has read of all row groups to the end.
+    """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     try:
-        file = pq.ParquetFile(stream)
+        file = pq.ParquetFile(stream, buffer_size=PAGE_BYTES, pre_buffer=False)
         _refuse_missing(columns, file.schema_arrow.names, name)
         number = 0
         for batch in file.iter_batches(batch_size=ROWS_AT_ONCE, columns=columns):

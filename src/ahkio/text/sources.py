@@ -96,6 +96,10 @@ class Source:
         """Where its text came from, for the manifest."""
         return {"source": self.address, "license": self.license, "files": len(self.files()), **self.identity()}
 
+    def called(self, file: str) -> str:
+        """How the ids of rows that bring none begin."""
+        return Path(file).name
+
     def selects(self, row: Mapping[str, Any]) -> bool:
         return True
 
@@ -124,7 +128,7 @@ class Source:
                 if isinstance(row, Bad):
                     yield number, row
                 elif self.selects(row):
-                    yield number, self.document(row, f"{Path(file).name}#{number}")
+                    yield number, self.document(row, f"{self.called(file)}#{number}")
         self.confirm(file)
 
     def broken_allowed(self, rows: int) -> float:
@@ -239,6 +243,10 @@ class Table(Source):
         wanted = [self.text, self.id, self.license_field, *self.keep, *self.where[:1]]
         return list(dict.fromkeys(column for column in wanted if isinstance(column, str) and column))
 
+    def called(self, file: str) -> str:
+        """How the ids of rows that bring none begin."""
+        return Path(file).name
+
     def selects(self, row: Mapping[str, Any]) -> bool:
         return not self.where or row.get(self.where[0]) in self.where[1]
 
@@ -319,6 +327,9 @@ class Hub(Table):
 
     def open_file(self, file: str) -> BinaryIO:
         return self._repository.open(file)
+
+    def called(self, file: str) -> str:
+        return file  # the folders of a repository have files of the same names
 
     def rows(self, file: str, stream: BinaryIO) -> Iterator[Row]:
         if file.endswith(".parquet"):
