@@ -12,9 +12,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ahkio.core.errors import UserError
+from ahkio.core.pool import in_order
 from ahkio.core.stage import Facts
 from ahkio.text.formats import Bad, decompressed, json_rows, naming
-from ahkio.tokens.encode import batches, encoder_of, framed, head, in_order
+from ahkio.tokens.encode import batches, encoder_of, framed, head
 from ahkio.tokens.shards import Ints, ShardWriter, id_dtype
 
 PIECE_BYTES = 1 << 24  # of a plain file, at most, that a process holds at a time

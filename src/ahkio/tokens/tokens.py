@@ -14,9 +14,10 @@ from ahkio.core.artifact import write_json
 from ahkio.core.config import how
 from ahkio.core.errors import UserError
 from ahkio.core.machine import cores
+from ahkio.core.pool import in_order
 from ahkio.core.stage import Facts, Inputs, Known, Stage
 from ahkio.text.corpus import heldout_shard, read_shard, train_shards
-from ahkio.tokens.encode import batches, encoder_of, framed, head, in_order
+from ahkio.tokens.encode import batches, encoder_of, framed, head
 from ahkio.tokens.shards import ShardWriter, id_dtype
 from ahkio.tokens.tokenizer import Encoder
 
