@@ -5,7 +5,7 @@ import re
 from array import array
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from ahkio.core.stage import Facts, Inputs, Known, Stage
 from ahkio.text.document import Document
 from ahkio.text.formats import Bad, decompressed, json_rows, naming
 from ahkio.text.overlap import Repeats, grams_of
-from ahkio.text.sources import Hub, Source, Tally
+from ahkio.text.sources import Source, Tally, unpinned
 from ahkio.text.split import Fate, Fates, Marks, fates, hash64
 
 CANDIDATES, HELD_OUT, TRAIN = "candidates.jsonl.zst", "heldout.jsonl.zst", "train-{:05}.jsonl.zst"
@@ -70,6 +70,10 @@ class Corpus(Stage):
             raise UserError(f"overlap_words is a number of words from 2 on, not {self.overlap_words}.")
 
     def run(self, out: Path, inputs: Inputs) -> Facts:
+        domains = [replace(d, sources=tuple(source.placed(inputs) for source in d.sources)) for d in self.domains]
+        return replace(self, domains=tuple(domains))._write(out)
+
+    def _write(self, out: Path) -> Facts:
         tallies = {domain: Tally() for domain in self.domains}
         fate_of = self._split(tallies)
         sides = {domain: self._write_sides(domain, fate_of[domain], out / domain.name) for domain in self.domains}
@@ -79,8 +83,7 @@ class Corpus(Stage):
         return {"domains": {d.name: _facts(d, tallies[d], sides[d]) for d in self.domains}}
 
     def forecast(self, known: Known) -> Facts:
-        hubs = [source for domain in self.domains for source in domain.sources if isinstance(source, Hub)]
-        loose = [f"{hub.address} is not pinned: set its revision to a commit." for hub in hubs if not hub.pinned]
+        loose = unpinned([source for domain in self.domains for source in domain.sources])
         return {"warnings": loose} if loose else {}
 
     def _split(self, tallies: dict[Domain, Tally]) -> dict[Domain, Fates]:
@@ -195,7 +198,7 @@ def _facts(domain: Domain, tally: Tally, side: dict[str, Any]) -> Facts:
         "heldout": side["heldout"].counts(),
         "heldout_lines_cut": side["cut"],
         "licenses": dict(sorted((side["train"].licenses + side["heldout"].licenses).items())),
-        "origins": [source.origin() for source in domain.sources],
+        "origins": [origin for source in domain.sources for origin in source.origins()],
     }
 
 

