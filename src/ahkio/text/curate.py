@@ -177,8 +177,8 @@ def _refuse_empty(domain: Raw, whole: Receipt) -> None:
     if not whole.kept[0]:
         losses = [(amount[0], reason) for reasons in whole.dropped.values() for reason, amount in reasons.items()]
         raise UserError(
-            f"Domain {domain.name!r} keeps none of its {whole.read[0]} documents, {max(losses)[0]} of which were dropped "
-            f"as {max(losses)[1]}; give it other sources, or Rules of your own."
+            f"Domain {domain.name!r} keeps none of its {whole.read[0]} documents, {max(losses)[0]} of which were "
+            f"dropped as {max(losses)[1]}; give it other sources, or Rules of your own."
         )
 
 

@@ -43,8 +43,10 @@ MASKS = (
     ),
 )
 
-WORDS = ("ja", "on", "oli", "hän", "vuonna", "myös", "joka", "se", "ei", "sen", "ovat", "sekä", "mutta", "että", "tai", "vuoden",
-         "kanssa", "hänen", "s.", "jälkeen", "the")  # fmt: skip
+WORDS = (
+    *("ja", "on", "oli", "hän", "vuonna", "myös", "joka", "se", "ei", "sen", "ovat", "sekä", "mutta", "että", "tai"),
+    *("vuoden", "kanssa", "hänen", "s.", "jälkeen", "the"),
+)
 
 RULES = Rules(
     language="fi",
