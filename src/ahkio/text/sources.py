@@ -6,7 +6,7 @@ import glob
 import hashlib
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
@@ -79,10 +79,13 @@ class Source:
     def selects(self, row: Mapping[str, Any]) -> bool:
         return True
 
-    def read(self, tally: Tally) -> Iterator[Document]:
-        """Every document in order, counting into `tally`. UserError on a damaged file or too many broken rows."""
+    def read(self, tally: Tally, files: Sequence[str] | None = None) -> Iterator[Document]:
+        """Every document in order, counting into `tally`; of all files, or of some.
+
+        UserError on a damaged file or too many broken rows.
+        """
         rows = broken = 0
-        for file, number, row in self._all_rows():
+        for file, number, row in self._all_rows(self.files() if files is None else files):
             made = row if isinstance(row, Bad) else self.document(row, f"{Path(file).name}#{number}")
             rows += 1
             tally.read += 1
@@ -97,8 +100,8 @@ class Source:
                     f"broken, more than bad_lines={self.bad_lines} lets pass: mend the file, or raise it."
                 )
 
-    def _all_rows(self) -> Iterator[tuple[str, int, Mapping[str, Any] | Bad]]:
-        for file in self.files():
+    def _all_rows(self, files: Sequence[str]) -> Iterator[tuple[str, int, Mapping[str, Any] | Bad]]:
+        for file in files:
             with naming(file), self.open_file(file) as raw:
                 for number, row in self.rows(file, decompressed(raw, file)):
                     if isinstance(row, Bad) or self.selects(row):
@@ -284,9 +287,9 @@ class Hub(Table):
 
         return HfFileSystem(), f"datasets/{self.repo}@{self.revision}"
 
-    def _all_rows(self) -> Iterator[tuple[str, int, Mapping[str, Any] | Bad]]:
+    def _all_rows(self, files: Sequence[str]) -> Iterator[tuple[str, int, Mapping[str, Any] | Bad]]:
         with _reaching(self.address):
-            yield from super()._all_rows()
+            yield from super()._all_rows(files)
 
     def _patterns_of_card(self) -> tuple[str, ...]:
         from huggingface_hub import RepoCard
