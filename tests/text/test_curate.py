@@ -23,6 +23,7 @@ from ahkio.__main__ import main
 from ahkio.core.artifact import Artifact, draft_of
 from ahkio.core.errors import UserError
 from ahkio.core.stage import build
+from ahkio.text.contamination import EvaluationSet
 from ahkio.text.corpus import Corpus, Domain, read_shard
 from ahkio.text.curate import DROPS, Curate, Kept, Raw
 from ahkio.text.document import Document
@@ -118,10 +119,13 @@ def planted(folder: Path) -> Curate:
             license="MIT",
         ),
     )
-    code = json_lines(folder / "code.jsonl", rows("code", ["x = 1  # v@example.fi\n", fi[1], en[5]]))
+    question = "Which of these rivers of Lapland runs from the fells to the Arctic Ocean without a dam?"
+    leaked = json_lines(folder / "code.jsonl", rows("code", ["x = 1  # v@example.fi\n", fi[1], en[5], f"# {question}"]))
+    test_set = json_lines(folder / "test.jsonl", [{"question": question}, {"question": "What is not asked by anyone?"}])
     english = json_lines(folder / "en.jsonl", rows("en", en))
-    domains = (Raw("finnish", finnish, "fi"), Raw("english", (english,), "en"), Raw("code", (code,), "neutral"))
-    return Curate(domains=domains, samples=2, executor=Local(1))
+    domains = (Raw("finnish", finnish, "fi"), Raw("english", (english,), "en"), Raw("code", (leaked,), "neutral"))
+    evaluations = (EvaluationSet("rivers", test_set, ("question",)),)
+    return Curate(domains=domains, evaluations=evaluations, samples=2, executor=Local(1))
 
 
 @pytest.fixture(scope="module")
@@ -161,8 +165,15 @@ def test_what_is_planted_is_dropped_for_its_reason(made: Artifact) -> None:
 
 
 def test_the_first_of_equal_texts_stays_in_the_order_of_domains(made: Artifact) -> None:
-    assert lost(made.facts["domains"]["code"]) == {("duplicates", "duplicate"): 2}
+    assert lost(made.facts["domains"]["code"]) == {
+        ("duplicates", "duplicate"): 2,
+        ("contamination", "rivers"): 1,
+    }
     assert [one.id for one in kept(made, "code")] == ["code/0"]
+
+
+def test_how_much_of_an_evaluation_set_was_found_is_told(made: Artifact) -> None:
+    assert made.facts["contamination"] == {"rivers": {"items": 2, "too_short": 1, "found": 1, "documents": 1}}
 
 
 def test_every_document_and_byte_is_accounted_for(made: Artifact) -> None:

