@@ -267,6 +267,23 @@ def test_a_build_goes_on_with_the_files_that_are_not_done(tmp_path: Path) -> Non
     assert [one.text for one in kept(again, "finnish")] == fi[:6]
 
 
+def test_the_number_of_workers_does_not_show(tmp_path: Path) -> None:
+    for name in "abc":
+        json_lines(tmp_path / f"{name}.jsonl", rows(name, [*good("fi", 14)[:4], *good("en", 6)[:3], PERSONAL["email"]]))
+    rules = Rules(language="fi", scores=(("fi", 0.65),))
+    raw = Raw("finnish", (JsonLines(str(tmp_path / "*.jsonl")),), rules)
+    one, two = (
+        build(Curate(domains=(raw,), near=None, executor=Local(workers)), tmp_path / str(workers), quiet)
+        for workers in (1, 2)
+    )
+    assert lost(one.facts["domains"]["finnish"]) == {
+        ("language", "other_language"): 9,
+        ("duplicates", "duplicate"): 10,
+    }
+    assert (two.path.name, contents(two), two.facts) == (one.path.name, contents(one), one.facts)
+
+
+@pytest.mark.slow
 def test_a_build_killed_among_its_workers_ends_as_an_unbroken_one_without(tmp_path: Path) -> None:
     fi = good("fi", 14)[:6]
     for name in "abcd":
@@ -432,6 +449,33 @@ def test_slurm_gets_an_array_of_tasks(tmp_path: Path) -> None:
     assert "qos" not in script
     assert executor.job_name == "ahkio-finnish"
     assert executor.world_size == 300
+
+
+SLURM = {
+    "sbatch": 'for file; do :; done; grep -q launch_pickled "$file" && for task in 0 1; do '
+    'SLURM_ARRAY_TASK_ID=$task SLURM_NODELIST=node bash "$file" >> "$0.log" 2>&1; done; echo Submitted batch job 7',
+    "srun": 'shift 3; exec "$@"',
+    "scontrol": "echo node",
+    "squeue": "echo slurm_load_jobs error: Invalid job id specified >&2; exit 1",
+}
+
+
+def test_jobs_of_slurm_make_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On commands that stand for Slurm's, and run a job where they are."""
+    commands = tmp_path / "bin"
+    commands.mkdir()
+    for name, script in SLURM.items():
+        (commands / name).write_text(f"#!/bin/bash\n{script}\n")
+        (commands / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{commands}:{Path(sys.executable).parent}:{os.environ['PATH']}")
+    for name in "ab":
+        json_lines(tmp_path / f"{name}.jsonl", rows(name, [f"x = {name}", "y = 1"]))
+    raw = Raw("code", (JsonLines(str(tmp_path / "*.jsonl")),), "neutral")
+    stage = Curate(domains=(raw,), near=None, executor=Local(1))
+    here = build(stage, tmp_path / "here", quiet)
+    there = build(replace(stage, executor=Slurm("small", seconds_between_looks=0.1)), tmp_path / "there", quiet)
+    assert [one.id for one in kept(here, "code")] == ["a/0", "a/1", "b/0"]
+    assert contents(there) == contents(here)
 
 
 def test_slurm_is_refused_where_there_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
