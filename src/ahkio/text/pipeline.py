@@ -70,7 +70,7 @@ class Dropped:
     def write(self, document: Passing, rank: int = 0, **_: Any) -> None:
         reason = document.metadata.get("filter_reason", self.step)
         notes = {key: document.metadata[key] for key in SAMPLE_NOTES if key in document.metadata}
-        self.receipt.drop(self.step, reason, 1, len(document.text.encode()))
+        self.receipt.drop(self.step, reason, 1, document.metadata["bytes"])
         self.receipt.sample(self.step, reason, document.id, document.text, notes)
 
 

@@ -20,9 +20,9 @@ Amount = list[int]  # documents, and the UTF-8 bytes of their texts
 class Receipt:
     """What a task counted: `source` is its number in the domain.
 
-    `dropped` holds amounts by step and reason, in bytes as the step met them; `edited` is by how many bytes the texts
-    grew or shrank, between reading and keeping, in documents that stayed. `samples` are dropped documents, of each
-    reason the `most` whose hashes are lowest, so that it depends on nothing else which they are.
+    `dropped` holds amounts by step and reason: bytes as read, or, where comparing drops a document, as it is by then.
+    `edited` is how many bytes cutting and masking took from the texts that passed the filters. `samples` are dropped
+    documents, of each reason the `most` whose hashes are lowest, so that it depends on nothing else which they are.
     """
 
     source: int = 0
@@ -84,6 +84,7 @@ def total(receipts: Iterable[Receipt]) -> Receipt:
         whole.edited += one.edited
         whole.masked += one.masked
         whole.licenses += one.licenses
+        whole.most = one.most
         whole.samples = lowest(whole.samples + one.samples, one.most)
     return whole
 
@@ -91,8 +92,7 @@ def total(receipts: Iterable[Receipt]) -> Receipt:
 def waterfall(receipt: Receipt, steps: Sequence[str]) -> list[Facts]:
     """From what was read to what was kept, a row {"step", "reason", "documents", "bytes"} for each loss, in order.
 
-    "edited" are bytes that cutting and masking took from texts that stay, less what they added. What is read equals
-    the sum of all else.
+    "edited" are bytes that cutting and masking took, less what they added. What is read equals the sum of all else.
     """
     rows = [_row("read", "", receipt.read)]
     for step in steps:
