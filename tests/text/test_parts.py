@@ -302,16 +302,26 @@ def test_files_of_the_cards_data_sets_are_read_as_they_are(tmp_path):
     )
     domains = (Domain("finnish", (pages,), 0.1), Domain("code", (files,), 0.1))
     made = build(Corpus(domains=domains, workers=1), tmp_path / "store", quiet)
-    for name, address, terms in (
-        ("finnish", "HuggingFaceFW/fineweb-2 (fin_Latn, train)", "odc-by"),
-        ("code", "bigcode/starcoderdata (default, train)", "other"),
+    for name, repo, config, column, terms in (
+        ("finnish", "HuggingFaceFW/fineweb-2", "fin_Latn", "text", "odc-by"),
+        ("code", "bigcode/starcoderdata", "default", "content", "other"),
     ):
         facts = made.facts["domains"][name]
         assert facts["dropped"] == {"empty_text": 3, "invalid_utf8": 3, "no_text": 3}
         assert facts["read"] == 69 == facts["train"]["documents"] + facts["heldout"]["documents"] + 9
         assert facts["licenses"] == {terms: 60}
-        origin = {"source": address, "license": terms, "files": 3, "revision": COMMIT, "read_from": "mirror"}
-        assert facts["origins"] == [origin]
+        assert facts["origins"] == [
+            {
+                "source": f"{repo} ({config}, train)",
+                "repo": repo,
+                "config": config,
+                "column": column,
+                "revision": COMMIT,
+                "read_from": "mirror",
+                "license": terms,
+                "files": 3,
+            }
+        ]
     documents = [document for one in train_shards(made.path, "code") for document in read_shard(one)]
     assert {document.id.partition("#")[0] for document in documents} == {
         f"{folder}/train-00000-of-00001.parquet" for folder in ("python", "finnish", "git-commits-cleaned")

@@ -10,6 +10,7 @@ from rich.markup import escape
 from rich.tree import Tree
 
 from ahkio.commands.request import Parsers, add_command, artifact_at, read_request
+from ahkio.commands.waterfall import waterfalls
 from ahkio.core.artifact import Artifact, chain
 from ahkio.release.record import duration
 
@@ -67,11 +68,22 @@ def show(made: Artifact, ancestors: list[Artifact], labels: dict[str, str], veri
     console = Console(highlight=False)
     console.print(tree_of(made, {artifact.path.name: artifact for artifact in ancestors}, labels), soft_wrap=True)
     console.print(f"\n{made.path}", style="bold", markup=False, soft_wrap=True)
-    for line in outline(made.facts):
+    shown = made.facts
+    if made.manifest["stage"] == "Curate":
+        for table in waterfalls(made.facts):
+            console.print(table, soft_wrap=True)
+            console.print()
+        shown = {name: without(domain, "waterfall", "sources") for name, domain in made.facts["domains"].items()}
+        shown |= without(made.facts, "domains")
+    for line in outline(shown):
         console.print(f"  {line}", markup=False, soft_wrap=True)
     if verified:
         files = sum(len(artifact.manifest["files"]) for artifact in ancestors)
         console.print(f"\nAll {files} files of {len(ancestors)} artifacts are as they were made.", style="green")
+
+
+def without(data: Mapping[str, Any], *keys: str) -> dict[str, Any]:
+    return {key: value for key, value in data.items() if key not in keys}
 
 
 def tree_of(made: Artifact, known: Mapping[str, Artifact], labels: Mapping[str, str]) -> Tree:

@@ -16,7 +16,8 @@ from typing import Any
 
 from ahkio.core.errors import UserError
 
-PACKAGES = ("ahkio", "torch", "transformers", "tokenizers", "fastokens", "safetensors", "lm_eval", "sacrebleu")
+MODELS = ("torch", "transformers", "tokenizers", "fastokens", "safetensors")
+PACKAGES = ("ahkio", *MODELS, "lm_eval", "sacrebleu", "datatrove")
 
 GPU_NODES = ("nvidia[0-9]*", "kfd", "dxg")  # in /dev: NVIDIA's, AMD's, and either in Windows' Linux
 

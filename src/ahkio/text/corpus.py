@@ -21,7 +21,7 @@ from ahkio.text.document import Document
 from ahkio.text.overlap import Lines, Repeats, distinct
 from ahkio.text.parts import Part, column, count, cut, read_parts, waited_for
 from ahkio.text.sides import Candidates, Shard, Totals, hold_out, pieces, save, totals, write_shard
-from ahkio.text.sources import Hub, Source, Tally
+from ahkio.text.sources import Source, Tally, unpinned
 from ahkio.text.split import Fate, Fates, Marks, fates
 from ahkio.text.store import HELD_OUT, TRAIN, Writer, heldout_shard, read_shard, train_shards
 
@@ -86,6 +86,14 @@ class Corpus(Stage):
             raise UserError(f"overlap_words is a number of words from 2 on, not {self.overlap_words}.")
 
     def run(self, out: Path, inputs: Inputs) -> Facts:
+        return self._placed(inputs)._write(out)
+
+    def _placed(self, inputs: Inputs) -> "Corpus":
+        """The corpus with its sources as they can be read."""
+        domains = [replace(d, sources=tuple(source.placed(inputs) for source in d.sources)) for d in self.domains]
+        return replace(self, domains=tuple(domains))
+
+    def _write(self, out: Path) -> Facts:
         parts = self._parts(out)
         write_json(out / WORK / "parts.json", {"parts": len(_all(parts))})
         tallies = self._read(parts)
@@ -103,7 +111,7 @@ class Corpus(Stage):
 
     def run_part(self, out: Path, inputs: Inputs, part: int, parts: int) -> None:
         """Read this part's share of the files; the split, which needs all, and what follows are left to `run`."""
-        everything = _all(self._parts(out))
+        everything = _all(self._placed(inputs)._parts(out))
         share = everything[part::parts]
         if part == 0:
             write_json(out / WORK / "parts.json", {"parts": len(everything)})
@@ -111,8 +119,7 @@ class Corpus(Stage):
             pass
 
     def forecast(self, known: Known) -> Facts:
-        hubs = [source for domain in self.domains for source in domain.sources if isinstance(source, Hub)]
-        loose = [f"{hub.address} is not pinned: set its revision to a commit." for hub in hubs if not hub.pinned]
+        loose = unpinned([source for domain in self.domains for source in domain.sources])
         return {"warnings": loose} if loose else {}
 
     def progress(self, draft: Path) -> str:
@@ -264,7 +271,7 @@ def _facts(domain: Domain, tally: Tally, train: Totals, heldout: Writer, lines_c
         "heldout": heldout.counts(),
         "heldout_lines_cut": lines_cut,
         "licenses": dict(sorted((licenses + heldout.licenses).items())),
-        "origins": [source.origin() for source in domain.sources],
+        "origins": [origin for source in domain.sources for origin in source.origins()],
     }
 
 

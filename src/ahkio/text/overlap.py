@@ -3,9 +3,10 @@
 Only hashes of the held-out side are held in memory; training streams past them.
 """
 
+import functools
 import re
 import zlib
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -35,24 +36,39 @@ def grams_of(text: str, size: int, lines: bool) -> Grams:
 
     The hash of words w is the sum of crc32(w_j) * FACTOR^(j+1) modulo 2^64.
     """
-    words = [WORD.findall(line) for line in text.lower().split("\n")]
+    words = [words_of(line) for line in text.split("\n")]
     words_L = np.array([len(line) for line in words], np.int64)
-    codes_W = np.fromiter((zlib.crc32(word.encode()) for line in words for word in line), np.uint64)
-    powers_N = np.array([pow(FACTOR, j + 1, 1 << 64) for j in range(size)], np.uint64)
-    runs = [_sliding(codes_W, powers_N)]
+    codes_W = codes_of(word for line in words for word in line)
+    runs = [runs_of(codes_W, (size,))]
     if lines and len(codes_W):
-        runs.append(_short_lines(codes_W, words_L[words_L > 0], powers_N))
+        runs.append(_short_lines(codes_W, words_L[words_L > 0], _powers(size)))
     keys, starts, lengths = (np.concatenate(parts) for parts in zip(*runs, strict=True))
     return Grams(keys, starts, lengths, words_L)
 
 
-def _sliding(codes_W: Keys, powers_N: Keys) -> tuple[Keys, Ints, Ints]:
-    size = len(powers_N)
-    count = max(len(codes_W) - size + 1, 0)
-    keys = np.zeros(count, np.uint64)
-    for j, power in enumerate(powers_N):
-        keys += codes_W[j : j + count] * power
-    return keys, np.arange(count), np.full(count, size)
+def words_of(text: str) -> list[str]:
+    return WORD.findall(text.lower())
+
+
+def codes_of(words: Iterable[str]) -> Keys:
+    return np.fromiter((zlib.crc32(word.encode()) for word in words), np.uint64)
+
+
+def runs_of(codes_W: Keys, sizes: Collection[int]) -> tuple[Keys, Ints, Ints]:
+    """Of all runs of so many words, for each of `sizes`: the hash, the first word and the length in words."""
+    keys, runs = np.zeros(len(codes_W) + 1, np.uint64), []
+    for j, power in enumerate(_powers(max(sizes))[: len(codes_W)]):
+        keys = keys[:-1] + codes_W[j:] * power
+        if j + 1 in sizes:
+            runs.append((keys, np.arange(len(keys)), np.full(len(keys), j + 1)))
+    none = np.empty(0, np.int64)
+    keys, starts, lengths = (np.concatenate(parts) for parts in zip((keys[:0], none, none), *runs, strict=True))
+    return keys, starts, lengths
+
+
+@functools.cache
+def _powers(count: int) -> Keys:
+    return np.array([pow(FACTOR, j + 1, 1 << 64) for j in range(count)], np.uint64)
 
 
 def _short_lines(codes_W: Keys, words_L: Ints, powers_N: Keys) -> tuple[Keys, Ints, Ints]:

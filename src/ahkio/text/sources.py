@@ -10,7 +10,7 @@ import glob
 import hashlib
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
@@ -18,7 +18,7 @@ from typing import Any, BinaryIO, Literal
 from ahkio.core import artifact
 from ahkio.core.config import how
 from ahkio.core.errors import UserError
-from ahkio.core.stage import Facts
+from ahkio.core.stage import Facts, Inputs
 from ahkio.text.document import Document
 from ahkio.text.formats import (
     Bad,
@@ -100,16 +100,27 @@ class Source:
         """How the ids of rows that bring none begin."""
         return Path(file).name
 
+    def origins(self) -> list[Facts]:
+        """The origin of each source that its text came from."""
+        return [self.origin()]
+
+    def placed(self, inputs: Inputs) -> "Source":
+        """This source as it can be read; one that a stage makes finds its files among the `inputs`."""
+        return self
+
     def selects(self, row: Mapping[str, Any]) -> bool:
         return True
 
     def confirm(self, file: str) -> None:
         """UserError where a file that has been read changed meanwhile and its bytes did not tell."""
 
-    def read(self, tally: Tally) -> Iterator[Document]:
-        """Every document in order, counting into `tally`. UserError on a damaged file or too many broken rows."""
+    def read(self, tally: Tally, files: Sequence[str] | None = None) -> Iterator[Document]:
+        """Every document in order, counting into `tally`; of all files, or of some.
+
+        UserError on a damaged file or too many broken rows.
+        """
         rows = broken = 0
-        for file in self.files():
+        for file in self.files() if files is None else files:
             for number, made in self.read_file(file):
                 rows += 1
                 tally.read += 1
@@ -123,12 +134,15 @@ class Source:
 
     def read_file(self, file: str) -> Iterator[tuple[int, Document | Bad]]:
         """What each row of a file gives that is wanted, with the row's number. UserError on a damaged file."""
+        for number, row in self.rows_of(file):
+            yield number, row if isinstance(row, Bad) else self.document(row, f"{self.called(file)}#{number}")
+
+    def rows_of(self, file: str) -> Iterator[Row]:
+        """The rows of a file that are wanted, and the broken ones. UserError on a damaged file."""
         with naming(file), self.open_file(file) as raw:
             for number, row in self.rows(file, decompressed(raw, file)):
-                if isinstance(row, Bad):
+                if isinstance(row, Bad) or self.selects(row):
                     yield number, row
-                elif self.selects(row):
-                    yield number, self.document(row, f"{self.called(file)}#{number}")
         self.confirm(file)
 
     def broken_allowed(self, rows: int) -> float:
@@ -239,6 +253,9 @@ class Table(Source):
         if taken := set(self.keep) & set(RESERVED):
             raise UserError(f"{self.address}: keep can't hold {taken.pop()!r}; id, text and group are always kept.")
 
+    def origin(self) -> Facts:
+        return super().origin() | {"column": self.text}
+
     def columns(self) -> list[str]:
         wanted = [self.text, self.id, self.license_field, *self.keep, *self.where[:1]]
         return list(dict.fromkeys(column for column in wanted if isinstance(column, str) and column))
@@ -309,7 +326,8 @@ class Hub(Table):
         return {"revision": self.revision}
 
     def origin(self) -> Facts:
-        return super().origin() | {"read_from": "mirror" if self.mirror else "hub"}
+        read_from = "mirror" if self.mirror else "hub"
+        return super().origin() | {"repo": self.repo, "config": self.config, "read_from": read_from}
 
     def files(self) -> list[str]:
         if not self.pinned:
@@ -351,6 +369,12 @@ class Hub(Table):
             if found := patterns_of_card(file.read(), self.config, self.split):
                 return found
         raise UserError(f"{self.address}: its card doesn't say which files these are; name them in data_files.")
+
+
+def unpinned(sources: Sequence[Source]) -> list[str]:
+    """A warning for each dataset of the hub that may change under its name."""
+    hubs = [source for source in sources if isinstance(source, Hub)]
+    return [f"{hub.address} is not pinned: set its revision to a commit." for hub in hubs if not hub.pinned]
 
 
 # ---------------------------------------------------------------------------------------------------------------------
