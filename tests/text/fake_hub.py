@@ -58,7 +58,7 @@ class Handler(BaseHTTPRequestHandler):
         pass
 
     def do_POST(self):
-        asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))["paths"]
+        asked = parse_qs(self.rfile.read(int(self.headers["Content-Length"])).decode())["paths"]
         if not self.failed():
             files = self.server.hub.files
             self.answer(json.dumps([item(name, files[name]) for name in asked if name in files]).encode())

@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from ahkio.core import artifact
 from ahkio.core.artifact import draft_of, share
 from ahkio.core.errors import UserError
 from ahkio.core.stage import build, build_part
@@ -91,7 +92,7 @@ def dying_at(monkeypatch, module, name, call):
         seen.append(job)
         if len(seen) == call:
             raise KeyboardInterrupt
-        work(job)
+        return work(job)
 
     monkeypatch.setattr(module, name, dying)
     return seen
@@ -120,6 +121,18 @@ def test_a_writing_that_was_stopped_goes_on_after_the_shards_that_are_done(corpu
     seen = dying_at(monkeypatch, corpus_module, "write_shard", 100)
     assert same(whole, build(corpus, tmp_path / "store", quiet))
     assert len(seen) == sum(len(train_shards(whole.path, name)) for name in ("fi", "en")) - 2
+
+
+def test_a_build_that_was_stopped_while_its_files_are_summed_only_sums_again(corpus, tmp_path, monkeypatch):
+    whole = build(corpus, tmp_path / "whole", quiet)
+    with monkeypatch.context() as patch:
+        dying_at(patch, artifact, "sha256", 2)
+        with pytest.raises(KeyboardInterrupt):
+            build(corpus, tmp_path / "store", quiet)
+    read = dying_at(monkeypatch, parts_module, "read_part", 99)
+    written = dying_at(monkeypatch, corpus_module, "write_shard", 99)
+    assert same(whole, build(corpus, tmp_path / "store", quiet))
+    assert (read, written) == ([], [])
 
 
 def test_parts_in_any_order_and_number_make_the_same_corpus(corpus, tmp_path, monkeypatch):

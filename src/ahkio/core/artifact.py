@@ -20,6 +20,7 @@ from typing import Any
 from ahkio.core.errors import UserError
 
 MANIFEST = "manifest.json"
+WORK = "work"  # the folder in a draft of what a stage needs to go on, and nobody after
 
 
 @dataclass(frozen=True)
@@ -105,8 +106,9 @@ def create(path: Path, keep_draft: bool) -> Iterator[tuple[Path, dict[str, Any]]
         manifest["files"] = {
             str(file.relative_to(draft)): {"bytes": file.stat().st_size, "sha256": sha256(file)}
             for file in sorted(draft.rglob("*"))
-            if file.is_file() and file.name != MANIFEST
+            if file.is_file() and file.name != MANIFEST and file.relative_to(draft).parts[0] != WORK
         }
+        shutil.rmtree(draft / WORK, ignore_errors=True)
         write_json(draft / MANIFEST, manifest)
         os.replace(draft, path)
 

@@ -3,7 +3,6 @@
 import hashlib
 import json
 import re
-import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
@@ -11,23 +10,21 @@ from pathlib import Path
 
 import numpy as np
 
-from ahkio.core.artifact import write_json
+from ahkio.core.artifact import WORK, write_json
 from ahkio.core.config import how
 from ahkio.core.errors import UserError
 from ahkio.core.machine import cores
 from ahkio.core.stage import Facts, Inputs, Known, Stage
 from ahkio.core.workers import in_order
-from ahkio.text.document import Document
-from ahkio.text.overlap import Lines, Repeats, distinct
+from ahkio.text.overlap import Repeats, distinct
 from ahkio.text.parts import Part, column, count, cut, read_parts, waited_for
-from ahkio.text.sides import Candidates, Shard, Totals, hold_out, pieces, save, totals, write_shard
+from ahkio.text.sides import Candidates, Shard, Totals, hold_out, pieces, save, totals, without, write_shard
 from ahkio.text.sources import Source, Tally, unpinned
 from ahkio.text.split import Fate, Fates, Marks, fates
 from ahkio.text.store import HELD_OUT, TRAIN, Writer, heldout_shard, read_shard, train_shards
 
 __all__ = ["Corpus", "Domain", "Writer", "heldout_shard", "read_shard", "train_shards"]
 
-WORK = "work"  # the folder in a draft that is not published
 BYTES_PER_WORKER = 1 << 24  # of files, below which another process costs more than it saves
 
 
@@ -80,6 +77,8 @@ class Corpus(Stage):
 
     def __post_init__(self) -> None:
         names = [domain.name for domain in self.domains]
+        if WORK in names:
+            raise UserError(f"A domain can't be called {WORK!r}, a folder that a build keeps for itself.")
         if not names or len(set(names)) < len(names):
             raise UserError(f"A corpus needs domains of different names; these are: {', '.join(names) or 'none'}.")
         if self.overlap_words < 2:
@@ -189,10 +188,8 @@ class Corpus(Stage):
             (out / domain.name).mkdir(exist_ok=True)
             parts = [(one.prefix, one.fates) for one in candidates[domain]]
             for number, of_shard in enumerate(pieces(parts, fate_D == Fate.TRAIN, self.shard_bytes)):
-                path, receipt = (
-                    out / domain.name / TRAIN.format(number),
-                    work / f"seen-{tag}-{domain.name}-{number}.npy",
-                )
+                path = out / domain.name / TRAIN.format(number)
+                receipt = work / f"seen-{tag}-{domain.name}-{number}.npy"
                 shards.append(Shard(path, receipt, of_shard, keys, self.overlap_words, self.compression))
         pending = [shard for shard in shards if not shard.is_done()]
         size = sum(int(column(one.prefix, "bytes").sum()) for one in chain(*candidates.values()))
@@ -209,24 +206,13 @@ class Corpus(Stage):
         lines_cut = 0
         with Writer(out / domain.name, HELD_OUT, self.compression) as heldout:
             for document, grams in chain(*(one.read() for one in candidates)):
-                text, cut = self._without_repeats(domain, document, repeats.repeated_lines(grams))
-                if text:
-                    heldout.add(replace(document, text=text))
-                    lines_cut += cut
+                repeated_L = repeats.repeated_lines(grams)
+                if kept := without(document, repeated_L, domain.whole, self.heldout_min_bytes):
+                    heldout.add(kept)
+                    lines_cut += int(repeated_L.sum())
                 else:
                     tally.dropped[Fate.REPEATS_IN_TRAINING.name.lower()] += 1
         return heldout, lines_cut
-
-    def _without_repeats(self, domain: Domain, document: Document, repeated_L: Lines) -> tuple[str, int]:
-        """The text that a held-out document keeps ("": it is dropped), and how many of its lines were cut."""
-        if not repeated_L.any():
-            return document.text, 0
-        if domain.whole:
-            return "", 0
-        kept = [line for line, repeated in zip(document.text.split("\n"), repeated_L, strict=True) if not repeated]
-        text, before = "\n".join(kept), len(document.text.encode())
-        enough = max(before / 2, self.heldout_min_bytes)
-        return (text, int(repeated_L.sum())) if len(text.encode()) >= enough else ("", 0)
 
 
 def _all(parts: Parts) -> list[Part]:
@@ -276,8 +262,7 @@ def _facts(domain: Domain, tally: Tally, train: Totals, heldout: Writer, lines_c
 
 
 def _tidy(out: Path, kept: set[Path]) -> None:
-    """Remove what is not to be published: the parts, and shards of a split that has changed since."""
-    shutil.rmtree(out / WORK)
+    """Remove shards of a split that has changed since."""
     for path in out.glob("*/*"):
-        if path not in kept:
+        if path not in kept and path.parent.name != WORK:
             path.unlink()

@@ -57,7 +57,7 @@ def parquet_rows(stream: BinaryIO, columns: list[str], name: str) -> Iterator[Ro
         file = pq.ParquetFile(stream, buffer_size=PAGE_BYTES, pre_buffer=False)
         _refuse_missing(columns, file.schema_arrow.names, name)
         number = 0
-        for batch in file.iter_batches(batch_size=ROWS_AT_ONCE, columns=columns):
+        for batch in file.iter_batches(batch_size=ROWS_AT_ONCE, columns=columns, use_threads=False):
             for row in _rows_of(batch):
                 number += 1
                 yield number, row

@@ -126,7 +126,7 @@ def tree(endpoint: str, repo: str, revision: str, folder: str, retries: Retries)
 def entry(endpoint: str, repo: str, revision: str, file: str, retries: Retries) -> Entry:
     """The size and checksum of a file at a commit."""
     url = f"{endpoint}/api/datasets/{repo}/paths-info/{revision}"
-    items = patiently(repo, functools.partial(ask, "POST", url, json={"paths": [file]}), retries).json()
+    items = patiently(repo, functools.partial(ask, "POST", url, data={"paths": [file]}), retries).json()
     if not items:
         raise UserError(f"{repo} has no {file} at commit {revision}; correct data_files or the revision.")
     return Entry(int(items[0]["size"]), (items[0].get("lfs") or {}).get("oid") or items[0]["oid"])

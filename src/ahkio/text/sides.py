@@ -8,7 +8,7 @@ seen-TAG-DOMAIN-N.npy   which of all parts' keys stand in shard N, as bits: the 
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +18,7 @@ import zstandard
 
 from ahkio.core.stage import Facts
 from ahkio.text.document import Document
-from ahkio.text.overlap import Grams, Repeats, distinct, grams_of
+from ahkio.text.overlap import Grams, Lines, Repeats, distinct, grams_of
 from ahkio.text.parts import Array, about, column, file_of, lines, published
 from ahkio.text.split import Fate
 from ahkio.text.store import document_of
@@ -70,6 +70,17 @@ def hold_out(candidates: Candidates) -> None:
 def compared(document: Document, whole: bool) -> str:
     """The text that is compared with training: of an item its fields too, for a pair leaks by either side."""
     return "\n".join((document.text, *document.fields.values())) if whole else document.text
+
+
+def without(document: Document, repeated_L: Lines, whole: bool, least: int) -> Document | None:
+    """A document without the lines that repeat; None where too little stays: under half, or under `least` bytes."""
+    if not repeated_L.any():
+        return document
+    if whole:
+        return None
+    kept = [line for line, repeated in zip(document.text.split("\n"), repeated_L, strict=True) if not repeated]
+    text, before = "\n".join(kept), len(document.text.encode())
+    return replace(document, text=text) if text and len(text.encode()) >= max(before / 2, least) else None
 
 
 # ---------------------------------------------------------------------------------------------------------------------
