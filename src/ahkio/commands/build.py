@@ -50,7 +50,8 @@ def run(args: argparse.Namespace) -> int:
     if args.part or args.only:
         return build_only(stage_called(args.only, request) if args.only else request.target, request, args.part)
     existed = {path for path in request.paths.values() if is_done(path)}
-    teller = Teller(request, Console(stderr=True, highlight=False, quiet=own_rank() > 0))
+    console = Console(stderr=True, highlight=False, quiet=own_rank() > 0)
+    teller = Teller(request, console, request.command("build"))
     teller.tell_existing()
     try:
         build(request.target, request.store, teller.say, partial(launch, args, request))
@@ -101,9 +102,13 @@ def status_of(interrupt: KeyboardInterrupt) -> int:
 
 
 def launch(args: argparse.Namespace, request: Request, stage: Stage) -> None:
-    """Make a stage for several processes, in processes of this machine."""
     options = ["--accept"] if args.accept else []
     command = ["build", args.recipe, *args.overrides, *options, "--runs", str(args.runs), "--only", stage.name]
+    start(command, request, stage)
+
+
+def start(command: list[str], request: Request, stage: Stage) -> None:
+    """Make a stage for several processes, in processes of this machine that run `ahkio COMMAND`."""
     local.run(command, stage.processes, getattr(stage, "restarts", 0))
     if not is_done(request.paths[stage]):
         raise Lost(f"The processes that were to make {stage.name} ended without it; the same command goes on.")
@@ -129,9 +134,10 @@ def make_store(store: Path) -> None:
 class Teller:
     """Says what is being built, in the recipe's own names, on standard error."""
 
-    def __init__(self, request: Request, console: Console) -> None:
+    def __init__(self, request: Request, console: Console, again: str) -> None:
         self.request = request
         self.console = console
+        self.again = again  # the command that goes on
         self.current = ""  # the folder's name of what is being made
 
     def tell_existing(self) -> None:
@@ -148,7 +154,7 @@ class Teller:
         self.console.print(shown, style=STYLES.get(what.split()[0], ""), markup=False, soft_wrap=True)
 
     def tell_interrupted(self) -> None:
-        again = f"the same command goes on: {self.request.command('build')}"
+        again = f"the same command goes on: {self.again}"
         stage = next((stage for stage, path in self.request.paths.items() if path.name == self.current), None)
         if stage is None:
             kept = "Stopped between stages; what was made is kept, and"
