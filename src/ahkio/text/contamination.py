@@ -1,7 +1,7 @@
 """Contamination: which documents hold words of an evaluation set in the same order, and how much of each set they hold.
 
-Only hashes of the evaluation sets are held in memory, about 40 bytes for each of their runs of words, in one copy for
-all processes; documents stream past them, at 10 MB/s a core.
+Only hashes of the evaluation sets are held in memory, about 50 bytes for each of their runs of words, in one copy for
+all processes; documents stream past them, at 6 MB/s a core.
 """
 
 import functools

@@ -1,0 +1,414 @@
+"""Text at scale: near duplicates among a million documents, memory that more shards don't raise, tokens on more cores.
+
+Near duplicates: documents of four lines, each drawn from all lines of data/ with one word in 25 put together anew (54
+words and 400 bytes on average); one in ten is an edited copy of an earlier one, a third of these with half of its words
+changed, which is to stay. They lie in 512 shards, the most that are read apart, so that a bucket is compared over as
+many files as it would be at 500 million. `expected` is what the arithmetic of MinHash promises for the very copies.
+
+The plan for 500 million documents takes the length of those of FineWeb2-Finnish (36.7 million, 153.6 GB), half of them
+in clusters, and what is measured here: signatures of the real documents of data/, CPU seconds and bytes of the other
+steps above.
+
+Memory is the peak of a whole process and its children, at 1, 10 and 100 shards of 2 MB; what grows is 16 bytes for each
+document, and Corpus's hashes of the 2% that are held out. Tokens are made by the stage, one shard a process at a time,
+with Llama 3's tokenizer.
+"""
+
+import gzip
+import json
+import random
+import resource
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import cache, partial
+from pathlib import Path
+from time import perf_counter, process_time
+from typing import Any
+
+import orjson
+from bench import OURS, Contender, Line, Round, main
+
+from ahkio.core.machine import cores, peak_memory
+from ahkio.core.stage import Facts, Inputs, Stage, build, inputs_of
+from ahkio.text.corpus import Corpus, Domain, Writer
+from ahkio.text.document import Document
+from ahkio.text.near import MinHash, near_duplicates
+from ahkio.text.sources import JsonLines
+from ahkio.tokens.tokens import Tokens
+
+DATA = Path(tempfile.gettempdir()) / "ahkio-bench-scale"
+CORPUS = Path(__file__).parents[1] / "data"
+SIZES = {"50k": (50_000, 64), "1M": (1_000_000, 512)}  # documents, shards
+DATATROVE, ONE = "datatrove, its words", "one process"
+SHARD_BYTES, SHARDS = 2_000_000, (1, 10, 100)
+TOKENISED_BYTES = 50_000_000  # of each of four shards
+PLANNED, PLANNED_BYTES, PLANNED_CLUSTERED = 500_000_000, 153.6e9 / 36.7e6, 0.5
+NODE_CORES = 128
+
+NEAR = Line(
+    setting="near-50k",
+    title="near duplicates: found among 50,000 documents of 400 bytes",
+    unit="s",
+    contenders=(OURS,),
+    bar=30,
+    goal=15,
+    higher=False,
+    absolute=True,
+    rounds=1,
+    quick_rounds=1,
+    warm=0,
+)
+PEAK = replace(
+    NEAR,
+    setting="peak-corpus",
+    title="memory: the stage Corpus over 100 shards of 2 MB takes more than over 1",
+    unit="MB",
+    bar=100,
+    goal=20,
+)
+LINES = (
+    NEAR,
+    replace(NEAR, setting="near-1M", title=NEAR.title.replace("50,000", "1,000,000"), bar=900, goal=300),
+    replace(
+        NEAR,
+        setting="recall-1M",
+        title="near duplicates: planted ones found among those 1,000,000, of those promised",
+        unit="share",
+        bar=0.98,
+        goal=1.0,
+        higher=True,
+    ),
+    replace(
+        NEAR,
+        setting="memory-1M",
+        title="near duplicates: the largest process among those 1,000,000",
+        unit="MB",
+        bar=2000,
+        goal=500,
+    ),
+    replace(
+        NEAR,
+        setting="signatures",
+        title="near duplicates: signatures of real documents, one core",
+        unit="MB/s",
+        contenders=(OURS, DATATROVE),
+        bar=5.0,
+        goal=10.0,
+        higher=True,
+        absolute=False,
+        rounds=3,
+        note="words between spaces, where datatrove asks spaCy; the same to the byte where words are",
+    ),
+    replace(
+        NEAR,
+        setting="plan-500M",
+        title="near duplicates among 500 million documents, worked out for one node of 128 cores",
+        unit="hours",
+        bar=48,
+        goal=12,
+    ),
+    PEAK,
+    replace(PEAK, setting="peak-tokens", title=PEAK.title.replace("Corpus", "Tokens")),
+    replace(
+        NEAR,
+        setting="tokens",
+        title="tokens: MB/s of each of two processes, against one process alone",
+        unit="MB/s",
+        contenders=(OURS, ONE),
+        bar=0.8,
+        goal=0.95,
+        higher=True,
+        absolute=False,
+        rounds=3,
+        warm=1,
+    ),
+)
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Near duplicates
+
+
+def texts_of(count: int, draw: random.Random) -> Iterator[tuple[str, float]]:
+    """Documents; and of a copy the chance that it is found, of any other -1."""
+    from tokenise import kind
+
+    known = [line for name in ("fi", "en", "code") for line in kind(name, draw)[1] if len(line) >= 40]
+    earlier: list[str] = []
+    for number in range(count):
+        if number % 10 or not earlier:
+            text = "\n".join(draw.choices(known, k=4))
+            if number % 10 == 1:
+                earlier.append(text)
+            yield text, -1.0
+        else:
+            original = earlier.pop(draw.randrange(len(earlier)))
+            yield edited(original, (1, 3, 0)[number // 10 % 3], draw)
+
+
+def edited(text: str, words: int, draw: random.Random) -> tuple[str, float]:
+    """A copy with so many words changed in one place; or, if 0, every second one."""
+    from ahkio.text.minhash import words_of
+
+    changed = text.split()
+    first = draw.randrange(len(changed) - words)
+    for at in range(first, first + words) if words else range(0, len(changed), 2):
+        changed[at] = f"uusi{draw.randrange(10**9)}sana"
+    copy = " ".join(changed)
+    one, other = (set(zip(*(found[i:] for i in range(5)), strict=False)) for found in map(words_of, (text, copy)))
+    return copy, 1 - (1 - (len(one & other) / len(one | other)) ** 8) ** 14
+
+
+def shards_of(size: str) -> tuple[list[Path], list[float]]:
+    """The shards of a size, made when first asked for, and the chance of each document."""
+    folder = DATA / f"near-{size}"
+    chances = folder / "chances.json"
+    if not chances.exists():
+        shutil.rmtree(folder, ignore_errors=True)
+        documents, count = SIZES[size]
+        made = texts_of(documents, random.Random(0))
+        found = []
+        for number in range(count):
+            with Writer(folder / "shards", f"{number:05}.jsonl.zst", 3) as writer:
+                for _ in range((number + 1) * documents // count - number * documents // count):
+                    text, chance = next(made)
+                    found.append(chance)
+                    writer.add(Document(text, str(len(found)), str(len(found))))
+        chances.write_text(json.dumps(found))
+    return sorted((folder / "shards").iterdir()), json.loads(chances.read_bytes())
+
+
+def near(size: str) -> Round:
+    """Seconds, memory and what was found; of this size asked for once, as it takes minutes.
+
+    After the whole, on all cores, the last two steps are done again in one process, and then the last: what they take
+    is known by the difference.
+    """
+    kept = DATA / f"near-{size}" / "found.json"
+    if not kept.exists():
+        shards_of(size)
+        work = DATA / f"near-{size}" / "work"
+        shutil.rmtree(work, ignore_errors=True)
+        found = apart("--near", size, str(cores()))
+        (folder,) = work.iterdir()
+        for steps in (("pairs", "clusters"), ("clusters",)):
+            for step in steps:
+                shutil.rmtree(folder / "logs" / step)
+            found["+".join(steps)] = apart("--near", size, "1")
+        found["signatures_bytes"] = sum(file.stat().st_size for file in (folder / "signatures").rglob("*.sig"))
+        found["pairs"] = sum(file.stat().st_size // 16 for file in (folder / "pairs").glob("*.dups"))
+        found["clustered"] = sum(file.stat().st_size // 8 for file in (folder / "clusters").glob("*.clusters"))
+        kept.write_text(json.dumps(found))
+        shutil.rmtree(work)
+    return json.loads(kept.read_bytes())
+
+
+def find_near(size: str, workers: str) -> dict[str, float]:
+    shards, chances = shards_of(size)
+    with peak_memory() as own:
+        before, began, worked = own(), perf_counter(), cpu_seconds()
+        masks = near_duplicates(MinHash(), shards, DATA / f"near-{size}" / "work", int(workers))
+        seconds, cpu, after = perf_counter() - began, cpu_seconds() - worked, most(own())
+    dropped = [bool(one) for mask in masks for one in mask]
+    planted = [(one, chance) for one, chance in zip(dropped, chances, strict=True) if chance >= 0]
+    like = [(one, chance) for one, chance in planted if chance > 0.3]
+    return {
+        "seconds": seconds,
+        "cpu_seconds": cpu,
+        "peak_MB": after / 1e6,
+        "grew_MB": (after - before) / 1e6,
+        "planted": len(like),
+        "found": sum(one for one, _ in like),
+        "expected": sum(chance for _, chance in like),
+        "half_changed": len(planted) - len(like),
+        "half_changed_dropped": sum(one for one, chance in planted if chance <= 0.3),
+        "others": len(dropped) - len(planted),
+        "others_dropped": sum(one for one, chance in zip(dropped, chances, strict=True) if chance < 0),
+    }
+
+
+def signatures(name: str) -> Round:
+    """Real documents through datatrove's signature step: 2 MB of each domain, or for its own a tenth of that."""
+    from datatrove.data import Document as Passing
+    from datatrove.pipeline.dedup.minhash import MinhashConfig, MinhashDedupSignature
+
+    from ahkio.text.minhash import Signature
+
+    documents = [Passing(text, "") for text in real_texts(2_000_000 if name == OURS else 200_000)]
+    with tempfile.TemporaryDirectory() as folder:
+        step = Signature(folder, MinhashConfig()) if name == OURS else MinhashDedupSignature(folder, language="fin")
+        step.get_shingles("ladataan ensin kaikki mitä tarvitaan")
+        began = process_time()
+        step.run(documents)
+        seconds = process_time() - began
+    return {"value": sum(len(document.text.encode()) for document in documents) / 1e6 / seconds}
+
+
+@cache
+def real_texts(most: int) -> list[str]:
+    found = []
+    for name in ("fi", "en", "code"):
+        left = most
+        with gzip.open(CORPUS / f"{name}.jsonl.gz") as file:
+            for line in file:
+                found.append(orjson.loads(line)["text"])
+                left -= len(found[-1].encode())
+                if left <= 0:
+                    break
+    return found
+
+
+def plan() -> Round:
+    """Hours of each step on one node, gigabytes of disk, and of memory where it grows with the documents."""
+    found, rate = near("1M"), signatures(OURS)["value"]
+    documents, buckets, clusters = SIZES["1M"][0], MinHash().buckets, found["clusters"]
+    clustered = PLANNED * PLANNED_CLUSTERED / found["clustered"]
+    pairs_seconds = (found["pairs+clusters"]["cpu_seconds"] - clusters["cpu_seconds"]) / documents
+    hours = {
+        "signatures_hours": PLANNED * PLANNED_BYTES / 1e6 / rate / NODE_CORES / 3600,
+        "pairs_hours": pairs_seconds * PLANNED / buckets / 3600,
+        "clusters_hours": clusters["cpu_seconds"] * clustered / 3600,
+    }
+    return {
+        "value": sum(hours.values()),
+        **hours,
+        "signatures_core_hours": hours["signatures_hours"] * NODE_CORES,
+        "signatures_MB_per_s_and_core": rate,
+        "pairs_tasks": buckets,
+        "disk_GB": found["signatures_bytes"] / documents * PLANNED / 1e9,
+        "disk_bytes_per_document": found["signatures_bytes"] / documents,
+        "clusters_bytes_per_clustered_document": clusters["grew_MB"] * 1e6 / found["clustered"],
+        "clusters_GB": clusters["grew_MB"] * clustered / 1e3,
+    }
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Corpus and Tokens
+
+
+@dataclass(frozen=True, kw_only=True)
+class Folder(Stage):
+    """Llama 3's tokenizer."""
+
+    def run(self, out: Path, inputs: Inputs) -> Facts:
+        from tokenise import tokenizer_folder
+
+        shutil.copytree(tokenizer_folder(), out, dirs_exist_ok=True)
+        return {}
+
+
+def quiet(_: str) -> None:
+    pass
+
+
+def corpus_of(shards: int, size: int) -> Corpus:
+    """So many shards of training, out of as many files; 2% is held out."""
+    from tokenise import lines
+
+    folder = DATA / f"text-{size}"
+    folder.mkdir(parents=True, exist_ok=True)
+    if not (folder / f"{shards - 1:05}.jsonl").exists():
+        made = lines()
+        for number in range(shards):
+            left, draft = size, folder / "draft"
+            with open(draft, "wb") as file:
+                while left > 0:
+                    left -= file.write(next(made))
+            draft.rename(folder / f"{number:05}.jsonl")
+    sources = tuple(JsonLines(str(folder / f"{number:05}.jsonl")) for number in range(shards))
+    return Corpus(domains=(Domain("text", sources, held_out=0.02),), shard_bytes=size)
+
+
+def tokens_of(shards: int, size: int, workers: int) -> Tokens:
+    return Tokens(corpus=corpus_of(shards, size), domain="text", tokenizer=Folder(), workers=workers)
+
+
+def built_anew(made: Stage) -> dict[str, Any]:
+    """Seconds that a stage takes whose inputs are there, and its facts."""
+    for needed in inputs_of(made):
+        build(needed, DATA / "store", quiet)
+    shutil.rmtree(DATA / "store" / made.name, ignore_errors=True)
+    began = perf_counter()
+    facts = build(made, DATA / "store", quiet).facts
+    return {"seconds": perf_counter() - began, "facts": facts}
+
+
+def stage(what: str, shards: str) -> dict[str, float]:
+    """Seconds and peak memory of a stage over so many shards; of Tokens its inputs have to be there already."""
+    stages = {"corpus": corpus_of, "tokens": partial(tokens_of, workers=1)}
+    with peak_memory() as own:
+        found = built_anew(stages[what](int(shards), SHARD_BYTES))
+        return {"seconds": found["seconds"], "MB": most(own()) / 1e6}
+
+
+def peak(what: str) -> Round:
+    found = {}
+    for shards in SHARDS:
+        made = tokens_of(shards, SHARD_BYTES, 1)
+        for needed in inputs_of(made):
+            build(needed, DATA / "store", quiet)
+        found[shards] = apart("--stage", what, str(shards))
+    growth = found[SHARDS[-1]]["MB"] - found[SHARDS[0]]["MB"]
+    return {"value": growth} | {f"{shards}_shards": one for shards, one in found.items()}
+
+
+def tokens(workers: int) -> Round:
+    """The whole stage over four shards, with the loading of the tokenizer."""
+    found = built_anew(tokens_of(4, TOKENISED_BYTES, workers))
+    rate = 4 * TOKENISED_BYTES / 1e6 / found["seconds"] / workers
+    return {"value": rate, "check": str(found["facts"]["tokens"]), "seconds": found["seconds"]}
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Rounds
+
+
+def most(own: int) -> int:
+    """The most memory that this process, which has held at most `own`, or one of its children has held."""
+    return max(own, 1024 * resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)
+
+
+def cpu_seconds() -> float:
+    """What this process and its children have worked."""
+    used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return sum(one.ru_utime + one.ru_stime for one in used)
+
+
+def apart(*command: str) -> dict[str, Any]:
+    done = subprocess.run([sys.executable, "-W", "ignore", __file__, *command], check=True, capture_output=True)
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def contender(setting: str, name: str) -> Contender:
+    DATA.mkdir(exist_ok=True)
+    what, _, size = setting.partition("-")
+    of_near = {
+        "near": lambda found: found["seconds"],
+        "recall": lambda found: found["found"] / found["expected"],
+        "memory": lambda found: found["peak_MB"],
+    }
+    if what in of_near:
+        return lambda: {"value": of_near[what](found := near(size))} | found
+    if what == "peak":
+        return partial(peak, size)
+    return {
+        "signatures": partial(signatures, name),
+        "plan": plan,
+        "tokens": partial(tokens, 1 if name == ONE else 2),
+    }[what]
+
+
+if __name__ == "__main__":
+    apart_of = {"--near": find_near, "--stage": stage}
+    if sys.argv[1:] and sys.argv[1] in apart_of:
+        print(json.dumps(apart_of[sys.argv[1]](*sys.argv[2:])))
+    elif "--work" in sys.argv:
+        main(__file__, LINES, contender)
+    else:
+        try:
+            main(__file__, LINES, contender)
+        finally:
+            shutil.rmtree(DATA, ignore_errors=True)
