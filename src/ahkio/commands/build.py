@@ -19,7 +19,6 @@ from ahkio.core.mesh import own_rank
 from ahkio.core.stage import Stage, build, build_part, lineage
 from ahkio.core.stop import REQUEUE, Paused
 from ahkio.launch import local
-from ahkio.release.summary import show_summary
 
 MODELS = ("Card", "Export")  # the stages that end in a folder to generate from
 STYLES = {"exists": "dim", "started": "bold", "done": "green"}
@@ -216,6 +215,8 @@ def report(request: Request, links: dict[str, Path], existed: set[Path]) -> dict
 
 def show_result(request: Request, links: dict[str, Path], console: Console) -> None:
     if type(request.target).__name__ == "Summary":
+        from ahkio.release.summary import show_summary
+
         show_summary(request.paths[request.target], console)
     below = set(lineage(request.target))
     for name in [name for name in links if request.named[name] in below]:

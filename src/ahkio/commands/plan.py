@@ -9,7 +9,6 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from ahkio.commands.meshes import run_search
 from ahkio.commands.request import Parsers, Request, add_command, read_request
 from ahkio.core.artifact import draft_of, is_done
 from ahkio.core.errors import UserError
@@ -53,6 +52,8 @@ def add_to(commands: Parsers) -> None:
 
 def run(args: argparse.Namespace) -> int:
     if args.search:
+        from ahkio.commands.meshes import run_search
+
         return run_search(args, read_request(args))
     if args.gpus is not None or args.device is not None:
         raise UserError("--gpus and --device say what to search for; add --search, or set mesh.device in the recipe.")

@@ -12,7 +12,7 @@ import numpy as np
 from ahkio.core.errors import UserError
 from ahkio.core.stage import Facts, Inputs, Known, Stage
 from ahkio.tokens.batches import plan_of
-from ahkio.tokens.mixture import Mix
+from ahkio.tokens.mixture import Epochs, Mix
 from ahkio.train.regression import MODEL, Fit, Floats, fit, foretold, percent, summary
 from ahkio.train.train import Train
 
@@ -141,11 +141,11 @@ def check(run: Train, target: str, count: int, steps: int) -> None:
 def check_text(runs: Sequence[Train], known: Known) -> None:
     """Refuse runs for which a source has too little text, before the first of them begins."""
     for run in runs:
-        counted = {name: known(stage)["tokens"] for name, stage in run.mix.sources.items()}
+        counted = {name: known(stage) for name, stage in run.mix.sources.items()}
         plan_of(run.mix, counted, run.rows).check(run.total_rows)
 
 
-def with_weights(run: Train, weights: Weights, steps: int) -> Train:
+def with_weights(run: Train, weights: Weights, steps: int | Epochs) -> Train:
     """`run` with these weights and so many steps, measured before the first of them and after the last."""
     (segment,) = run.mix.segments
     shares = tuple(replace(share, weight=one) for share, one in zip(segment.shares, weights, strict=True))
