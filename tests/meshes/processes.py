@@ -18,7 +18,22 @@ def record(kind, name, **figures):
 
 
 def run(folder, processes, jobs):
-    """What worker.py returns for each of `jobs`, run one after another by so many processes."""
+    """What worker.py returns for each of `jobs`, run one after another by so many processes.
+
+    Where one of them dies of a signal, all is run once more, and that is recorded: in one launch of some fifty, memory
+    was seen to be corrupted where a process joins its group for the tenth time. A run joins once.
+    """
+    codes, logs = launched(folder, processes, jobs)
+    if any(code < 0 for code in codes):
+        record("died", str(folder.name), codes=codes)
+        codes, logs = launched(folder / "again", processes, jobs)
+        folder = folder / "again"
+    assert not any(codes), "\n".join(log.read_text()[-3000:] for log, code in zip(logs, codes, strict=True) if code)
+    return [json.loads((folder / f"{number}.json").read_text()) for number in range(len(jobs))]
+
+
+def launched(folder, processes, jobs):
+    """How the processes ended, and their logs."""
     folder.mkdir(parents=True, exist_ok=True)
     outs = [folder / f"{number}.json" for number in range(len(jobs))]
     work = folder / "jobs.json"
@@ -36,5 +51,4 @@ def run(folder, processes, jobs):
     finally:
         for process in started:
             process.kill()
-    assert not any(codes), "\n".join(log.read_text()[-3000:] for log, code in zip(logs, codes, strict=True) if code)
-    return [json.loads(out.read_text()) for out in outs]
+    return codes, logs

@@ -114,7 +114,7 @@ def waterfalls(facts: dict[str, Any]) -> Iterator[str]:
     console = Console(width=110, record=True, file=open("/dev/null", "w"))  # noqa: SIM115  it takes nothing
     for name, domain in facts["domains"].items():
         console.print(drawn(name, domain["waterfall"]))
-    yield from ("```", console.export_text().rstrip(), "```")
+    yield from ("```", *(line.rstrip() for line in console.export_text().splitlines()), "```")
 
 
 def put(name: str, rows: Iterator[str]) -> None:
