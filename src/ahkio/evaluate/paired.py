@@ -1,0 +1,105 @@
+"""What two evaluations have in common: items that both were asked, names that only one has, settings that differ."""
+
+import json
+from collections.abc import Hashable, Iterator
+from pathlib import Path
+from typing import Any
+
+from ahkio.core.artifact import Artifact, is_done
+from ahkio.core.errors import UserError
+from ahkio.core.stage import Facts
+from ahkio.evaluate.evaluate import read_items
+
+Items = list[dict[str, Any]]
+
+BITS = "bits_per_byte"
+TEXT = ("corpus", "domain", "side", "head_bytes")  # of a Tokens: which text it holds, whatever the tokenizer
+ITEMS = ("is", "version", "model", "heldout", "questions", "tasks", "identity", "documents", "items")  # seen in items
+SHOWN = ("prompts", "prompt_tokens")  # samples are not compared
+
+
+def names_of(before: Artifact, after: Artifact, kind: str) -> tuple[list[str], list[Facts]]:
+    """The sets (`kind` "bits_per_byte") or tasks ("tasks") that both measured, and a record of each that one did not.
+
+    A record is {"kind": as in rows, "set": name, "why": sentence}; what is missing has no score, and so is none of 0.
+    """
+    sides = before.facts[kind], after.facts[kind]
+    whys = {name: _absence(name, kind, (before, after)) for name in dict.fromkeys([*sides[0], *sides[1]])}
+    row_kind = kind.removesuffix("s") if kind == "tasks" else kind
+    missing = [{"kind": row_kind, "set": name, "why": why} for name, why in whys.items() if why]
+    return [name for name, why in whys.items() if not why], missing
+
+
+def _absence(name: str, kind: str, sides: tuple[Artifact, Artifact]) -> str:
+    for side in sides:
+        found = side.facts[kind].get(name)
+        if found is None:
+            return f"not measured by {side.path.name}"
+        if kind == "tasks" and "metrics" not in found:
+            return str(found.get("missing", f"not measured by {side.path.name}"))
+    return ""
+
+
+def paired_documents(before: Artifact, after: Artifact, name: str, common: bool) -> tuple[Items, Items]:
+    """The documents of a held-out set as both measured them; see `paired_items`."""
+    same = _text_of(before, name) == _text_of(after, name)
+    return _paired(before, after, name, f"{BITS}.{name}", ("document", "bytes"), common, same)
+
+
+def paired_items(before: Artifact, after: Artifact, name: str, common: bool) -> tuple[Items, Items]:
+    """The items of a task as both answered them, in one order: all, or with `common` those that were asked the same.
+
+    Raises UserError, which tells how many match, where they are not all the same and `common` is not given.
+    """
+    return _paired(before, after, name, name, ("item", "hash"), common, True)
+
+
+def _paired(
+    before: Artifact, after: Artifact, name: str, file: str, keys: tuple[str, ...], common: bool, same: bool
+) -> tuple[Items, Items]:
+    first, second = (_by_identity(side.path, file, keys) for side in (before, after))
+    shared = [identity for identity in first if identity in second] if same else []
+    if not common and not len(shared) == len(first) == len(second):
+        raise UserError(
+            f"{name}: {before.path.name} and {after.path.name} did not measure the same items ({len(shared)} of "
+            f"{len(first)} and {len(second)} match); give both evaluations the same held-out sets, questions, shots "
+            "and limits, or compare what they have in common: common=True in a recipe, --common on the command line."
+        )
+    return [first[identity] for identity in shared], [second[identity] for identity in shared]
+
+
+def _by_identity(evaluation: Path, file: str, keys: tuple[str, ...]) -> dict[Hashable, dict[str, Any]]:
+    return {tuple(item[key] for key in keys): item for item in read_items(evaluation, file)}
+
+
+def _text_of(evaluation: Artifact, name: str) -> Any:
+    """What tells the text of a held-out set: of its Tokens, where they are in the store, all but how it is encoded."""
+    tokens = next((held["tokens"] for held in evaluation.manifest["what"]["heldout"] if held["name"] == name), "")
+    folder = evaluation.path.parent / tokens
+    if not tokens or not is_done(folder):
+        return tokens
+    what = Artifact(folder).manifest["what"]
+    return {key: what.get(key) for key in TEXT}
+
+
+def settings_that_differ(before: Artifact, after: Artifact) -> dict[str, list[str]]:
+    """How the two were measured, where it is not the same: {setting: [before, after]}."""
+    first, second = (dict(_settings(side)) for side in (before, after))
+    names = dict.fromkeys([*first, *second])
+    return {name: [first.get(name, ""), second.get(name, "")] for name in names if first.get(name) != second.get(name)}
+
+
+def _settings(evaluation: Artifact) -> Iterator[tuple[str, str]]:
+    what = {key: value for key, value in evaluation.manifest["what"].items() if key not in (*ITEMS, *SHOWN)}
+    yield from _flat(what, "")
+    yield from _flat({"harness": evaluation.facts.get("harness", {})}, "")
+    for name, task in evaluation.facts["tasks"].items():
+        yield from _flat({"shots": task.get("shots", "")}, f"{name}.")
+
+
+def _flat(values: dict[str, Any], prefix: str) -> Iterator[tuple[str, str]]:
+    for key, value in values.items():
+        if isinstance(value, dict):
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key, value if isinstance(value, str) else json.dumps(value)
