@@ -74,7 +74,8 @@ def compare(before: Artifact, after: Artifact, *, common: bool, resamples: int =
     not only what they have in `common` is wanted, and where they have nothing in common.
     """
     (sets, no_sets), (tasks, no_tasks) = names_of(before, after, BITS), names_of(before, after, "tasks")
-    rows, missing = [], [*no_sets, *no_tasks]
+    rows: list[Facts] = []
+    missing = [*no_sets, *no_tasks]
     settings: dict[str, Any] = {"resamples": resamples, "seed": seed}
     for kind, names, pair in ((BITS, sets, paired_documents), ("task", tasks, paired_items)):
         for name in names:
@@ -82,7 +83,9 @@ def compare(before: Artifact, after: Artifact, *, common: bool, resamples: int =
             if not items[0]:
                 missing.append({"kind": kind, "set": name, "why": "the two have no item in common"})
                 continue
-            rows += _bits_row(name, items, settings) if kind == BITS else _task_rows(before, after, name, items, settings)
+            rows += (
+                _bits_row(name, items, settings) if kind == BITS else _task_rows(before, after, name, items, settings)
+            )
     if not rows:
         raise UserError(f"{before.path.name} and {after.path.name} have no held-out set or task in common to compare.")
     for row, adjusted in zip(rows, holm([row["p"] for row in rows]), strict=True):
@@ -128,7 +131,7 @@ def _row(kind: str, name: str, metric: str, better: str, shift: Difference, item
 
 
 def verdict(interval: tuple[float, float], better: str, p: float = 0.0) -> str:
-    """What an interval of the change and its `p`, adjusted for the table, show together; `better`: "lower", "higher"."""
+    """What an interval of the change and its `p`, adjusted for the table, say; `better` is "lower" or "higher"."""
     low, high = interval if better == "higher" else (-interval[1], -interval[0])
     if p > LEVEL:
         return "no difference shown"
@@ -194,8 +197,8 @@ def bootstrap_totals(stats_NK: Floats, resamples: int, seed: int) -> Floats:
 
 
 def _segments(metric: str, items: Items, tokenize: str) -> Floats:
-    texts = [[item[side] for item in items] for side in ("hypothesis", "reference")]
-    return segment_statistics(metric, *texts, tokenize)
+    hypotheses, references = ([item[side] for item in items] for side in ("hypothesis", "reference"))
+    return segment_statistics(metric, hypotheses, references, tokenize)
 
 
 def _points(before: float, after: float, scores_R2: Floats, items: int, sides_N2: Floats | None = None) -> Difference:

@@ -42,7 +42,7 @@ def _absence(name: str, kind: str, sides: tuple[Artifact, Artifact]) -> str:
 
 def paired_documents(before: Artifact, after: Artifact, name: str, common: bool) -> tuple[Items, Items]:
     """The documents of a held-out set as both measured them; see `paired_items`."""
-    same = _text_of(before, name) == _text_of(after, name)
+    same = text_of(before, name) == text_of(after, name)
     return _paired(before, after, name, f"{BITS}.{name}", ("document", "bytes"), common, same)
 
 
@@ -72,7 +72,7 @@ def _by_identity(evaluation: Path, file: str, keys: tuple[str, ...]) -> dict[Has
     return {tuple(item[key] for key in keys): item for item in read_items(evaluation, file)}
 
 
-def _text_of(evaluation: Artifact, name: str) -> Any:
+def text_of(evaluation: Artifact, name: str) -> Any:
     """What tells the text of a held-out set: of its Tokens, where they are in the store, all but how it is encoded."""
     tokens = next((held["tokens"] for held in evaluation.manifest["what"]["heldout"] if held["name"] == name), "")
     folder = evaluation.path.parent / tokens
@@ -84,22 +84,25 @@ def _text_of(evaluation: Artifact, name: str) -> Any:
 
 def settings_that_differ(before: Artifact, after: Artifact) -> dict[str, list[str]]:
     """How the two were measured, where it is not the same: {setting: [before, after]}."""
-    first, second = (dict(_settings(side)) for side in (before, after))
-    names = dict.fromkeys([*first, *second])
-    return {name: [first.get(name, ""), second.get(name, "")] for name in names if first.get(name) != second.get(name)}
+    return differing(_settings(before), _settings(after))
 
 
-def _settings(evaluation: Artifact) -> Iterator[tuple[str, str]]:
+def _settings(evaluation: Artifact) -> dict[str, str]:
     what = {key: value for key, value in evaluation.manifest["what"].items() if key not in (*ITEMS, *SHOWN)}
-    yield from _flat(what, "")
-    yield from _flat({"harness": evaluation.facts.get("harness", {})}, "")
-    for name, task in evaluation.facts["tasks"].items():
-        yield from _flat({"shots": task.get("shots", "")}, f"{name}.")
+    shots = {name: {"shots": task.get("shots")} for name, task in evaluation.facts["tasks"].items()}
+    return dict(flat(what | {"harness": evaluation.facts.get("harness", {})} | shots))
 
 
-def _flat(values: dict[str, Any], prefix: str) -> Iterator[tuple[str, str]]:
+def differing(before: dict[str, str], after: dict[str, str]) -> dict[str, list[str]]:
+    """The settings that are not the same, of both; "" where one has none of that name."""
+    pairs = {name: [before.get(name, ""), after.get(name, "")] for name in [*before, *after]}
+    return {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}
+
+
+def flat(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+    """Nested settings by dotted name, as text."""
     for key, value in values.items():
         if isinstance(value, dict):
-            yield from _flat(value, f"{prefix}{key}.")
+            yield from flat(value, f"{prefix}{key}.")
         else:
             yield prefix + key, value if isinstance(value, str) else json.dumps(value)

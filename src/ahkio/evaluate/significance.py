@@ -32,17 +32,17 @@ def mcnemar(lost: int, won: int) -> float:
 
 
 def bootstrap_p(change: float, changes_R: Floats, items: int) -> float:
-    """Two-sided p of `change` under no difference, from its bootstrap: how often a resample strays as far from it.
+    """Two-sided p of `change` under no difference: Student's t of it over the spread of its bootstrap.
 
-    Strays to both sides count, of which sacrebleu's paired bootstrap counts one; tests hold p to that of its approximate
-    randomization. A bootstrap of few items is too narrow; what Hesterberg (2015) does to its interval is done here to
-    p: read as a normal tail, widened by sqrt(n / (n - 1)), and taken to Student's t.
+    A bootstrap of few items is too narrow by sqrt((n - 1) / n). Counting resamples beyond zero instead could give no p
+    below 1 / R, which Holm's adjustment of a long table would make nothing of; and no test that swaps the two sides of
+    items can give one below 2^(1 - n), which is the least here.
     """
-    strays = np.abs(changes_R - changes_R.mean()) >= abs(change)
-    narrow = (np.count_nonzero(strays) + 1) / (len(changes_R) + 1)
-    if items < 2 or narrow == 1:
+    least, error = 2.0 ** (1 - items), float(np.std(changes_R))
+    if items < 2 or not change:
         return 1.0
-    return student_p(-NORMAL.inv_cdf(narrow / 2) * math.sqrt((items - 1) / items), items - 1)
+    t = abs(change) / error * math.sqrt((items - 1) / items) if error else math.inf
+    return max(least, student_p(t, items - 1))
 
 
 def student_p(t: float, degrees: int) -> float:
