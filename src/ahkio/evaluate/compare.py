@@ -17,7 +17,7 @@ from ahkio.core.artifact import Artifact
 from ahkio.core.errors import UserError
 from ahkio.core.stage import Facts, Inputs, Stage
 from ahkio.evaluate.evaluate import Evaluate
-from ahkio.evaluate.paired import BITS, names_of, paired_documents, paired_items, settings_that_differ
+from ahkio.evaluate.paired import BITS, TASKS, names_of, paired_documents, paired_items, settings_that_differ
 from ahkio.evaluate.significance import LEVEL, POWER, bootstrap_p, holm, items_for_sides, items_for_spread, mcnemar
 from ahkio.evaluate.text_scores import SCORES, segment_statistics
 
@@ -73,7 +73,7 @@ def compare(before: Artifact, after: Artifact, *, common: bool, resamples: int =
     that differ, {name: [before, after]}, "level", "power"}. Raises UserError where the two were not asked the same and
     not only what they have in `common` is wanted, and where they have nothing in common.
     """
-    (sets, no_sets), (tasks, no_tasks) = names_of(before, after, BITS), names_of(before, after, "tasks")
+    (sets, no_sets), (tasks, no_tasks) = names_of(before, after, BITS), names_of(before, after, TASKS)
     rows: list[Facts] = []
     missing = [*no_sets, *no_tasks]
     settings: dict[str, Any] = {"resamples": resamples, "seed": seed}
@@ -101,14 +101,16 @@ def _bits_row(name: str, items: tuple[Items, Items], settings: Facts) -> Iterato
 def _task_rows(
     before: Artifact, after: Artifact, name: str, items: tuple[Items, Items], settings: Facts
 ) -> Iterator[Facts]:
-    first, second = (side.facts["tasks"][name] for side in (before, after))
-    for metric in first["metrics"]:
-        if metric not in second["metrics"]:
-            continue
-        if metric in SCORES:
-            shift = text_difference(*items, metric=metric, tokenize=first.get("tokenize", ""), **settings)
-        else:
+    """A row for each metric that one of the two states and the items of both hold."""
+    stated = (metric for side in (before, after) for metric in side.facts[TASKS][name]["metrics"])
+    for metric in dict.fromkeys(stated):
+        family, _, tokenize = metric.partition("_")
+        if family in SCORES and "hypothesis" in items[0][0]:
+            shift = text_difference(*items, metric=family, tokenize=tokenize, **settings)
+        elif all(metric in side[0] for side in items):
             shift = accuracy_difference(*items, metric=metric, **settings)
+        else:
+            continue
         yield _row("task", name, metric, "higher", shift, len(items[0]))
 
 

@@ -12,31 +12,30 @@ from ahkio.evaluate.evaluate import read_items
 
 Items = list[dict[str, Any]]
 
-BITS = "bits_per_byte"
+BITS, TASKS = "bits_per_byte", "tasks"
 TEXT = ("corpus", "domain", "side", "head_bytes")  # of a Tokens: which text it holds, whatever the tokenizer
 ITEMS = ("is", "version", "model", "heldout", "questions", "tasks", "identity", "documents", "items")  # seen in items
 SHOWN = ("prompts", "prompt_tokens")  # samples are not compared
 
 
 def names_of(before: Artifact, after: Artifact, kind: str) -> tuple[list[str], list[Facts]]:
-    """The sets (`kind` "bits_per_byte") or tasks ("tasks") that both measured, and a record of each that one did not.
+    """The sets (`kind` BITS) or tasks (TASKS) that both measured, and a record of each that one did not.
 
     A record is {"kind": as in rows, "set": name, "why": sentence}; what is missing has no score, and so is none of 0.
     """
-    sides = before.facts[kind], after.facts[kind]
-    whys = {name: _absence(name, kind, (before, after)) for name in dict.fromkeys([*sides[0], *sides[1]])}
-    row_kind = kind.removesuffix("s") if kind == "tasks" else kind
+    names = [name for side in (before, after) for name in side.facts[kind]]
+    if kind == TASKS:
+        names += [name for side in (before, after) for name in side.facts.get("missing", {})]
+    whys = {name: _absence(name, kind, (before, after)) for name in dict.fromkeys(names)}
+    row_kind = "task" if kind == TASKS else BITS
     missing = [{"kind": row_kind, "set": name, "why": why} for name, why in whys.items() if why]
     return [name for name, why in whys.items() if not why], missing
 
 
 def _absence(name: str, kind: str, sides: tuple[Artifact, Artifact]) -> str:
     for side in sides:
-        found = side.facts[kind].get(name)
-        if found is None:
-            return f"not measured by {side.path.name}"
-        if kind == "tasks" and "metrics" not in found:
-            return str(found.get("missing", f"not measured by {side.path.name}"))
+        if name not in side.facts[kind]:
+            return str(side.facts.get("missing", {}).get(name, f"not measured by {side.path.name}"))
     return ""
 
 

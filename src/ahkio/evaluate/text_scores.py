@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ahkio.core.errors import UserError
+
 Floats = NDArray[np.float64]
 
 ORDERS = 4  # of words in BLEU
@@ -16,10 +18,16 @@ RECALL_WEIGHT = 4  # of chrF2, which is beta squared
 
 
 def segment_statistics(metric: str, hypotheses: list[str], references: list[str], tokenize: str = "") -> Floats:
-    """What each segment adds to the score of its corpus, (N, K). `tokenize`: sacrebleu's name of BLEU's tokenizer."""
+    """What each segment adds to the score of its corpus, (N, K). `tokenize`: sacrebleu's name of BLEU's tokenizer.
+
+    Raises UserError where the tokenizer can't be had: another one would give other figures.
+    """
     import sacrebleu  # from the optional extra "eval"
 
-    scorer: Any = sacrebleu.CHRF() if metric == "chrf" else sacrebleu.BLEU(tokenize=tokenize or None)
+    try:
+        scorer: Any = sacrebleu.CHRF() if metric == "chrf" else sacrebleu.BLEU(tokenize=tokenize or None)
+    except (ImportError, OSError) as error:
+        raise UserError(f"BLEU with tokenize={tokenize} can't be had ({error}); see to what it needs.") from error
     return np.array(scorer._extract_corpus_statistics(hypotheses, [references]), np.float64)
 
 

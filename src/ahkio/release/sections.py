@@ -234,7 +234,7 @@ def _contaminated(task: str, found: Record | None) -> tuple[str, ...]:
 
 
 def _is_translation(row: Record) -> bool:
-    return row("metric") in TRANSLATION_METRICS
+    return row("metric").startswith(TRANSLATION_METRICS)
 
 
 def _measured(evaluation: Record) -> str:
