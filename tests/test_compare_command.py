@@ -117,6 +117,20 @@ def test_items_that_differ_are_refused_with_their_number_or_left_out(
     assert (row["items"], row["before"], row["after"]) == (30, pytest.approx(100 / 6), pytest.approx(250 / 3))
 
 
+def test_held_out_sets_of_one_name_and_other_text_are_not_paired(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sides = [
+        evaluation(tmp_path / name, heldout=[{"is": "HeldOut", "name": "fi", "tokens": f"tokens-{name}"}])
+        for name in "ab"
+    ]
+    assert "fi: a and b did not measure the same items (0 of 20 and 20 match)" in refusal(capsys, *sides)
+    for name, tokenizer in {"a": "import-1", "b": "import-2"}.items():
+        with create(tmp_path / f"tokens-{name}", keep_draft=False) as (_, manifest):
+            manifest["what"] = {"corpus": "corpus-1", "domain": "fi", "side": "heldout", "tokenizer": tokenizer}
+    assert told(capsys, *sides)["rows"][0]["items"] == 20  # the same text, encoded by two tokenizers
+
+
 def test_what_one_side_lacks_is_missing_and_no_zero(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before = evaluation(tmp_path / "a", tasks="choice arc")
     after = evaluation(tmp_path / "b", missing={"arc": "no such dataset", "gsm8k": "no network"})

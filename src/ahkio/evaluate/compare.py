@@ -168,9 +168,10 @@ def accuracy_difference(before: Items, after: Items, *, metric: str, resamples: 
     Where every item is right or wrong, McNemar's test takes the place of the bootstrap's.
     """
     stats_N2 = np.array([(b[metric], a[metric]) for b, a in zip(before, after, strict=True)], np.float64)
-    means_R2 = bootstrap_totals(100 * stats_N2, resamples, seed) / len(stats_N2)
+    outcomes_M2, counts_M = np.unique(stats_N2, axis=0, return_counts=True)  # right or wrong: four at most
+    means_R2 = bootstrap_totals(100 * outcomes_M2, resamples, seed, counts_M) / len(stats_N2)
     mean_before, mean_after = (100 * stats_N2).mean(0)
-    sides = stats_N2 if np.isin(stats_N2, (0, 1)).all() else None
+    sides = stats_N2 if np.isin(outcomes_M2, (0, 1)).all() else None
     return _points(mean_before, mean_after, means_R2, len(before), sides)
 
 
@@ -190,12 +191,17 @@ def text_difference(
     return _points(once[0], once[1], scores_R2, len(before))
 
 
-def bootstrap_totals(stats_NK: Floats, resamples: int, seed: int) -> Floats:
-    """Column sums, (resamples, K), of that many samples of N rows drawn with replacement; the seed decides them."""
-    rng, items = np.random.default_rng(seed), len(stats_NK)
+def bootstrap_totals(stats_NK: Floats, resamples: int, seed: int, counts_N: NDArray[np.int64] | None = None) -> Floats:
+    """Column sums, (resamples, K), of that many samples of items drawn with replacement; the seed decides them.
+
+    A row stands for one item, or for as many as `counts_N` says.
+    """
+    rng = np.random.default_rng(seed)
+    counts_N = np.ones(len(stats_NK), np.int64) if counts_N is None else counts_N
+    items = int(counts_N.sum())
     starts = range(0, resamples, RESAMPLES_PER_BLOCK)
     sizes = [min(RESAMPLES_PER_BLOCK, resamples - start) for start in starts]
-    return np.concatenate([rng.multinomial(items, np.full(items, 1 / items), size=n) @ stats_NK for n in sizes])
+    return np.concatenate([rng.multinomial(items, counts_N / items, size=n) @ stats_NK for n in sizes])
 
 
 def _segments(metric: str, items: Items, tokenize: str) -> Floats:
