@@ -144,6 +144,16 @@ def test_what_one_side_lacks_is_missing_and_no_zero(tmp_path: Path, capsys: pyte
     assert "Missing: arc: no such dataset." in capsys.readouterr().out
 
 
+def test_a_metric_without_figures_of_its_items_is_missing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    sides = [evaluation(tmp_path / name) for name in "ab"]
+    manifest = json.loads((tmp_path / "b/manifest.json").read_text())
+    manifest["facts"]["tasks"]["choice"]["metrics"]["f1"] = 0.5
+    (tmp_path / "b/manifest.json").write_text(json.dumps(manifest))
+    assert told(capsys, *sides)["missing"] == [
+        {"kind": "task", "set": "choice (f1)", "why": "not in the items of both"}
+    ]
+
+
 def test_settings_that_differ_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before, after = evaluation(tmp_path / "a"), evaluation(tmp_path / "b", bos=False, preset={"name": "2025"})
     assert told(capsys, before, after)["settings"] == {"bos": ["true", "false"], "preset.name": ["", "2025"]}

@@ -26,6 +26,7 @@ Items = list[dict[str, Any]]
 
 RESAMPLES = 2000
 RESAMPLES_PER_BLOCK = 100  # bounds memory: this many rows of one count per item
+NOTHING_SHARED = "the two have no item in common"
 SHOWN_CHANGE = 1.0  # point, or per cent of bits per byte: the change that `items_needed` is about
 
 
@@ -74,18 +75,14 @@ def compare(before: Artifact, after: Artifact, *, common: bool, resamples: int =
     not only what they have in `common` is wanted, and where they have nothing in common.
     """
     (sets, no_sets), (tasks, no_tasks) = names_of(before, after, BITS), names_of(before, after, TASKS)
-    rows: list[Facts] = []
-    missing = [*no_sets, *no_tasks]
-    settings: dict[str, Any] = {"resamples": resamples, "seed": seed}
-    for kind, names, pair in ((BITS, sets, paired_documents), ("task", tasks, paired_items)):
-        for name in names:
-            items = pair(before, after, name, common)
-            if not items[0]:
-                missing.append({"kind": kind, "set": name, "why": "the two have no item in common"})
-                continue
-            rows += (
-                _bits_row(name, items, settings) if kind == BITS else _task_rows(before, after, name, items, settings)
-            )
+    settings = {"resamples": resamples, "seed": seed}
+    found = [*no_sets, *no_tasks]
+    for name in sets:
+        found += _bits_rows(name, paired_documents(before, after, name, common), settings)
+    for name in tasks:
+        stated = [metric for side in (before, after) for metric in side.facts[TASKS][name]["metrics"]]
+        found += _task_rows(name, list(dict.fromkeys(stated)), paired_items(before, after, name, common), settings)
+    rows, missing = [one for one in found if "p" in one], [one for one in found if "why" in one]
     if not rows:
         raise UserError(f"{before.path.name} and {after.path.name} have no held-out set or task in common to compare.")
     for row, adjusted in zip(rows, holm([row["p"] for row in rows]), strict=True):
@@ -94,22 +91,27 @@ def compare(before: Artifact, after: Artifact, *, common: bool, resamples: int =
     return {"rows": rows} | told | {"level": LEVEL, "power": POWER}
 
 
-def _bits_row(name: str, items: tuple[Items, Items], settings: Facts) -> Iterator[Facts]:
-    yield _row(BITS, name, "bits per byte", "lower", bits_per_byte_difference(*items, **settings), len(items[0]))
+def _bits_rows(name: str, items: tuple[Items, Items], settings: dict[str, int]) -> Iterator[Facts]:
+    """The row of a held-out set, or the record that it is missing."""
+    if not items[0]:
+        yield {"kind": BITS, "set": name, "why": NOTHING_SHARED}
+    else:
+        yield _row(BITS, name, "bits per byte", "lower", bits_per_byte_difference(*items, **settings), len(items[0]))
 
 
-def _task_rows(
-    before: Artifact, after: Artifact, name: str, items: tuple[Items, Items], settings: Facts
-) -> Iterator[Facts]:
-    """A row for each metric that one of the two states and the items of both hold."""
-    stated = (metric for side in (before, after) for metric in side.facts[TASKS][name]["metrics"])
-    for metric in dict.fromkeys(stated):
+def _task_rows(name: str, metrics: list[str], items: tuple[Items, Items], settings: dict[str, int]) -> Iterator[Facts]:
+    """A row for each metric that one of the two states, or the record that it is missing."""
+    if not items[0]:
+        yield {"kind": "task", "set": name, "why": NOTHING_SHARED}
+        return
+    for metric in metrics:
         family, _, tokenize = metric.partition("_")
         if family in SCORES and "hypothesis" in items[0][0]:
             shift = text_difference(*items, metric=family, tokenize=tokenize, **settings)
         elif all(metric in side[0] for side in items):
             shift = accuracy_difference(*items, metric=metric, **settings)
         else:
+            yield {"kind": "task", "set": f"{name} ({metric})", "why": "not in the items of both"}
             continue
         yield _row("task", name, metric, "higher", shift, len(items[0]))
 
