@@ -5,6 +5,7 @@ import socket
 import subprocess
 import sys
 from dataclasses import replace
+from importlib.util import find_spec
 
 import pytest
 import torch
@@ -16,10 +17,12 @@ from ahkio.evaluate import evaluate as evaluate_module
 from ahkio.evaluate.compare import Compare
 from ahkio.evaluate.evaluate import Evaluate, read_items, task_file
 from ahkio.evaluate.questions import Questions
+from ahkio.evaluate.spoken import METRIC, NEEDED
 from ahkio.tokens.heldout import HeldOut, text_ids
 from ahkio.tokens.tokens import Tokens
 
 torch.set_num_threads(1)
+LANGUAGE = [METRIC] if all(map(find_spec, NEEDED)) else []  # is checked where it can be identified
 CORPUS = SmallCorpus()
 
 
@@ -76,8 +79,8 @@ def test_every_task_tells_its_metrics_items_shots_version_and_hash(made):
     assert {name: list(task["metrics"]) for name, task in tasks.items()} == {
         "translation_choice": ["acc", "acc_norm"],
         "continuation_choice": ["acc", "acc_norm"],
-        "translate_en_fi": ["bleu", "chrf"],
-        "translate_fi_en": ["bleu", "chrf"],
+        "translate_en_fi": ["bleu", "chrf", *LANGUAGE],
+        "translate_fi_en": ["bleu", "chrf", *LANGUAGE],
     }
     assert [task["shots"] for task in tasks.values()] == [0, 0, 2, 2]
     assert all(task["items"] == 5 and task["version"] == 1.0 and len(task["hash"]) == 64 for task in tasks.values())
@@ -89,7 +92,7 @@ def test_items_add_up_to_the_metrics_of_the_harness(made):
     hits = [item["acc"] for item in read_items(made.path, "translation_choice")]
     assert sum(hits) / 5 == made.facts["tasks"]["translation_choice"]["metrics"]["acc"]
     item = read_items(made.path, "translate_en_fi")[0]
-    assert set(item) == {"item", "hash", "hypothesis", "reference"}
+    assert set(item) == {"item", "hash", "hypothesis", "reference", *LANGUAGE}
 
 
 def test_samples_continue_the_prompts(made):
@@ -104,10 +107,10 @@ def test_two_models_are_compared_on_the_same_items_with_the_scores_of_the_harnes
     assert [row["metric"] for row in facts["rows"]] == [
         "bits per byte",
         *["acc", "acc_norm"] * 2,
-        *["bleu", "chrf"] * 2,
+        *["bleu", "chrf", *LANGUAGE] * 2,
     ]
     for row in facts["rows"][1:]:
-        scale = 100 if row["metric"].startswith("acc") else 1
+        scale = 1 if row["metric"] in ("bleu", "chrf") else 100
         stated = [scale * side[row["set"]]["metrics"][row["metric"]] for side in sides]
         assert [row["before"], row["after"]] == pytest.approx(stated)
     json.dumps(facts)

@@ -76,6 +76,10 @@ def row(kind: str, name: str, metric: str, before: float, after: float, change: 
         "unit": "%" if bits else "points",
         "interval": [change - 0.75, change + 0.75],
         "items": 7,
+        "test": "paired bootstrap",
+        "p": 0.0001 if verdict == "better" else 0.4,
+        "p_adjusted": 0.0004 if verdict == "better" else 0.8,
+        "items_needed": 1234,
         "verdict": verdict,
     }
 
@@ -87,6 +91,7 @@ COMPARISON = {
         row("task", "which_sentence_fi", "acc", 25.0, 26.5, 1.5, "better"),
         row("task", "translate_fi", "chrf", 14.25, 14.0, -0.25, "no difference shown"),
     ],
+    "missing": [],
     "samples": [{"prompt": 'Suomen "kieli"', "before": "is a | language", "after": "[red]on kaunis"}],
 }
 

@@ -87,6 +87,33 @@ def test_what_did_not_go_as_planned_is_told_only_where_something_did_not(tmp_pat
     assert "**Changed on the way:** schedule.peak from 0.001 to 0.0002 after 800 steps" in page
 
 
+def test_words_rest_on_adjusted_tests_and_the_card_says_how_many_items_would_tell(tmp_path: Path) -> None:
+    page = make(a_life(tmp_path / "store"), tmp_path / "card")
+    assert "| fi | 2.030 | 2.530 | -19.76 % | -20.51 to -19.01 | 7 | better | <0.001 |" in page
+    assert "| code | 0.933 | 0.930 | +0.32 % | -0.43 to +1.07 | 7 | no difference shown | 0.800 |" in page
+    assert "adjusted by Holm's method for the 4 tests of this page" in page
+    assert "0 of 4 measures here have items enough to show a change of 1 point" in page
+    assert "which_sentence_fi (acc) 1,234, here 7" in page
+
+
+def test_a_task_that_was_not_measured_is_missing_and_not_zero(tmp_path: Path) -> None:
+    life = a_life(tmp_path / "store")
+    life.facts["Compare"]["missing"] = [{"kind": "task", "set": "gsm8k", "why": "its data is not here"}]
+    page = make(life, tmp_path / "card")
+    assert "- **gsm8k**: missing, its data is not here" in page
+    assert "| gsm8k" not in page
+
+
+def test_contamination_is_told_by_task_and_where_it_was_not_searched(tmp_path: Path) -> None:
+    life = a_life(tmp_path / "store")
+    assert "Contamination" not in make(life, tmp_path / "without")
+    other = a_life(tmp_path / "other")
+    other.facts["Corpus"]["contamination"] = {"translate_fi": {"items": 1012, "found": 17}}
+    page = make(other, tmp_path / "card")
+    assert "| translate_fi | 1,012 | 17 | 1.7% |" in page
+    assert "| which_sentence_fi |  | not searched |  |" in page
+
+
 def test_other_facts_give_other_figures(tmp_path: Path) -> None:
     life = a_life(tmp_path / "store")
     life.facts["Train"]["optimizer"]["weight_decay"] = 0.07

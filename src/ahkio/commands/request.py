@@ -68,15 +68,21 @@ class Request:
 
 def add_command(commands: Parsers, name: str, does: str, example: str, what: str) -> argparse.ArgumentParser:
     """A parser of the arguments that all commands share; `what` says what its first one may be."""
+    parser = add_parser(commands, name, does, example)
+    parser.add_argument("recipe", metavar="RECIPE.py[:NAME]", help=what)
+    parser.add_argument(
+        "overrides", nargs="*", default=[], metavar="a.b=c", help="set a field of the recipe, such as train.steps=100"
+    )
+    return parser
+
+
+def add_parser(commands: Parsers, name: str, does: str, example: str) -> argparse.ArgumentParser:
+    """A parser of the options that all commands share."""
     parser: argparse.ArgumentParser = commands.add_parser(
         name,
         help=does,
         description=f"{does[0].upper()}{does[1:]}.",
         epilog=f"Example: {example}",
-    )
-    parser.add_argument("recipe", metavar="RECIPE.py[:NAME]", help=what)
-    parser.add_argument(
-        "overrides", nargs="*", default=[], metavar="a.b=c", help="set a field of the recipe, such as train.steps=100"
     )
     where = "where artifacts and links to them are kept (default: AHKIO_RUNS, or runs)"
     parser.add_argument("--runs", type=Path, default=default_runs(), metavar="DIR", help=where)

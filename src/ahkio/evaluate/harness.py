@@ -17,6 +17,8 @@ from lm_eval.api.task import ConfigurableTask
 from lm_eval.evaluator import evaluate
 from lm_eval.utils import hash_string
 
+from ahkio.evaluate.spoken import with_language
+
 Facts = dict[str, Any]
 
 
@@ -66,7 +68,8 @@ def _result(name: str, task: ConfigurableTask, results: Any) -> TaskResult:
         "version": results["versions"][name],
         "hash": hash_string("".join(_hashes(sample) for sample in samples)),
     }
-    return TaskResult(facts, [_item(sample, metrics) for sample in samples])
+    asked = (task.config.metadata or {}).get("language", "")
+    return TaskResult(*with_language(facts, [_item(sample, metrics) for sample in samples], asked))
 
 
 def _item(sample: Facts, metrics: list[str]) -> Facts:

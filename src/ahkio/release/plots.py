@@ -1,4 +1,4 @@
-"""The two figures of a run: its loss, and bits per byte on each held-out set, against tokens seen."""
+"""The figures of a run, loss and bits per byte of held-out sets against tokens seen; and of two that are compared."""
 
 from collections.abc import Mapping, Sequence
 from itertools import accumulate
@@ -18,6 +18,7 @@ FORMATS = ("png", "svg")
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#555555")
 STYLE: Any = {"font.size": 10, "axes.grid": True, "grid.alpha": 0.25, "svg.hashsalt": "ahkio", "svg.fonttype": "none"}
 LINES = ("-", "--", ":")
+VERDICTS = {"better": COLOURS[2], "worse": COLOURS[1], "no difference shown": COLOURS[6]}
 SMOOTHING = 0.05  # of the run is averaged at each point of the smoothed loss
 
 Curve = Sequence[tuple[float, float]]  # (tokens seen, value)
@@ -56,6 +57,46 @@ def plot_bits_per_byte(curves: Mapping[str, Curve], folder: Path, name: str = "b
         return _save(figure, folder, name)
 
 
+def plot_differences(rows: Sequence[Mapping[str, Any]], file: Path) -> None:
+    """Draw the change of each row of a comparison with its 95% interval, by unit, into `file`."""
+    import matplotlib
+
+    units = list(dict.fromkeys(row["unit"] for row in rows))
+    with matplotlib.rc_context(STYLE):
+        figure, panels = _panels(len(units), height=1.2 + 0.32 * len(rows))
+        for axes, unit in zip(panels, units, strict=True):
+            shown = [row for row in rows if row["unit"] == unit][::-1]
+            axes.axvline(0, color="#999999", linewidth=0.8)
+            for height, row in enumerate(shown):
+                axes.plot(row["interval"], [height, height], color=VERDICTS[row["verdict"]], linewidth=2)
+                axes.plot(row["change"], height, color=VERDICTS[row["verdict"]], marker="o")
+            axes.set_yticks(range(len(shown)), [f"{row['set']} ({row['metric']})" for row in shown])
+            axes.set(xlabel=f"change ({unit}) with 95% interval", title=f"{shown[0]['better']} is better")
+        _save_as(figure, file)
+
+
+def plot_runs(runs: Mapping[str, tuple[Curve, Mapping[str, Curve]]], file: Path) -> None:
+    """Draw losses and bits per byte of runs against steps into `file`; a run is (losses, {set: bits per byte})."""
+    import matplotlib
+
+    names = sorted({name for _, sets in runs.values() for name in sets})
+    with matplotlib.rc_context(STYLE):
+        figure, [loss, bits] = _panels(2, height=4.2)
+        for dashes, (label, (losses, sets)) in zip(LINES, runs.items(), strict=False):
+            steps, values = _columns(losses)
+            loss.plot(steps, smooth(values), color=COLOURS[0], linestyle=dashes, label=label)
+            for name, curve in sets.items():
+                colour = COLOURS[names.index(name) % len(COLOURS)]
+                bits.plot(
+                    *_columns(curve), color=colour, linestyle=dashes, marker="o", label=name if dashes == "-" else None
+                )
+        loss.set(title="Training loss, smoothed", xlabel="step", ylabel="loss (nats per token)")
+        loss.legend(frameon=False)
+        bits.set(title="Held-out text", xlabel="step", ylabel="bits per byte (lower is better)")
+        bits.legend(frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5))
+        _save_as(figure, file)
+
+
 def read_losses(metrics: Path, tokens_per_step: int) -> list[tuple[float, float]]:
     """The loss curve in `metrics`, a file with one JSON object a line that has "step" and "loss"."""
     try:
@@ -89,15 +130,22 @@ def _style(position: int) -> dict[str, Any]:
 
 
 def _canvas(panels: int) -> "tuple[Figure, list[Axes]]":
-    from matplotlib.figure import Figure
     from matplotlib.ticker import EngFormatter
 
-    size = (7.2, 4.2) if panels == 1 else (11.0, 4.2)
-    figure = Figure(figsize=size, layout="constrained")  # no pyplot: nothing is left open or set for others
-    all_axes = [figure.add_subplot(1, panels, panel + 1) for panel in range(panels)]
+    figure, all_axes = _panels(panels, height=4.2)
     for axes in all_axes:
         axes.set_xlabel("tokens seen")
         axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+    return figure, all_axes
+
+
+def _panels(panels: int, height: float) -> "tuple[Figure, list[Axes]]":
+    from matplotlib.figure import Figure
+
+    size = (7.2 if panels == 1 else 11.0, height)
+    figure = Figure(figsize=size, layout="constrained")  # no pyplot: nothing is left open or set for others
+    all_axes = [figure.add_subplot(1, panels, panel + 1) for panel in range(panels)]
+    for axes in all_axes:
         axes.spines[["top", "right"]].set_visible(False)
     return figure, all_axes
 
@@ -106,6 +154,14 @@ def _save(figure: "Figure", folder: Path, name: str) -> list[Path]:
     folder.mkdir(parents=True, exist_ok=True)
     files = [folder / f"{name}.{kind}" for kind in FORMATS]
     for file in files:
-        undated: dict[str, Any] = {"metadata": {"Date": None}} if file.suffix == ".svg" else {}
-        figure.savefig(file, dpi=160, **undated)
+        _save_as(figure, file)
     return files
+
+
+def _save_as(figure: "Figure", file: Path) -> None:
+    """Raises UserError for a format that matplotlib does not know, and where the file can't be written."""
+    undated: dict[str, Any] = {"metadata": {"Date": None}} if file.suffix == ".svg" else {}
+    try:
+        figure.savefig(file, dpi=160, **undated)
+    except (OSError, ValueError) as error:
+        raise UserError(f"The plot {str(file)!r} can't be written ({error}); name a .png, .svg or .pdf.") from error

@@ -72,7 +72,7 @@ def _cell(value: object) -> str:
 
 
 def _is_figure(cell: str) -> bool:
-    return cell == "" or cell.lstrip("+-")[:1].isdigit()
+    return cell == "" or cell.lstrip("+-<")[:1].isdigit()
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -110,6 +110,24 @@ def change(row: Record) -> str:
     return f"{row('change'):+.2f} {row('unit')}"
 
 
+def chance(row: Record) -> str:
+    """The p of a row after Holm's adjustment over its table."""
+    p: float = row("p_adjusted")
+    return f"{p:.3f}" if p >= 0.001 else "<0.001"
+
+
 def interval(row: Record) -> str:
     low, high = row("interval")
     return f"{low:+.2f} to {high:+.2f}"
+
+
+def power(rows: Iterable[Record]) -> str:
+    """The sentence on how many items would show a change of one unit, for each row of a comparison that can tell."""
+    known = [row for row in rows if row.value["items_needed"] is not None]
+    few = [row for row in known if row("items_needed") > row("items")]
+    needed = "; ".join(f"{row('set')} ({row('metric')}) {row('items_needed'):,}, here {row('items'):,}" for row in few)
+    enough = f"{len(known) - len(few)} of {len(known)} measures here have items enough to show"
+    return (
+        f"As items scattered, {enough} a change of 1 point (of bits per byte: 1%) four times in five, at 5% before "
+        f"adjustment{f'; it would take about: {needed}' if few else ''}."
+    )

@@ -8,18 +8,20 @@ from ahkio.core.artifact import Artifact
 from ahkio.release.record import (
     Record,
     bullets,
+    chance,
     change,
     duration,
     interval,
     manifest_of,
     megabytes,
+    power,
     quote,
     score,
     short,
     table,
 )
 
-TRANSLATION_METRICS = ("bleu", "chrf")
+TRANSLATION_METRICS = ("bleu", "chrf", "in_language")
 NEW_TOKENS = 64  # of the usage example
 
 
@@ -168,19 +170,23 @@ def _fertility(tokens: Sequence[Record]) -> str:
 
 def results(comparison: Record, evaluation: Record, names: tuple[str, str]) -> str:
     """The before/after tables; `names` are the titles of the base and of the result."""
-    rows = list(comparison.each("rows").values())
+    rows, missing = list(comparison.each("rows").values()), list(comparison.each("missing").values())
     groups = {
         "Bits per byte of held-out text (lower is better)": [r for r in rows if r("kind") == "bits_per_byte"],
         "Tasks (per cent, higher is better)": [r for r in rows if r("kind") == "task" and not _is_translation(r)],
         "Translation (higher is better)": [r for r in rows if _is_translation(r)],
     }
     tables = [f"### {title}\n\n{_before_after(group, names)}" for title, group in groups.items() if group]
-    return "\n\n".join(["## Evaluation Results", _measured(evaluation), *tables])
+    parts = ["## Evaluation Results", _measured(evaluation), _tested(len(rows)), *tables, power(rows)]
+    if missing:
+        absent = [f"**{one('set')}**: missing, {one('why')}" for one in missing]
+        parts.append(f"Not measured, and so neither a gain nor a loss:\n\n{bullets(absent)}")
+    return "\n\n".join(parts)
 
 
 def _before_after(rows: list[Record], names: tuple[str, str]) -> str:
     bits = rows[0]("kind") == "bits_per_byte"
-    head = ("Text" if bits else "Task", names[1], names[0], "Change", "95% interval", "Items", "Verdict")
+    head = ("Text" if bits else "Task", names[1], names[0], "Change", "95% interval", "Items", "Verdict", "Adjusted p")
     cells = [
         (
             row("set") if bits else f"{row('set')} ({row('metric')})",
@@ -190,21 +196,52 @@ def _before_after(rows: list[Record], names: tuple[str, str]) -> str:
             interval(row),
             f"{row('items'):,}",
             row("verdict"),
+            chance(row),
         )
         for row in rows
     ]
     return table(head, cells)
 
 
+def _tested(tests: int) -> str:
+    return (
+        "An interval is a paired bootstrap of the change over items. p is of McNemar's test where each item is right "
+        f"or wrong, else of the bootstrap, and adjusted by Holm's method for the {tests} tests of this page; a verdict "
+        "of better or worse needs p of at most 0.05 and an interval on one side of zero."
+    )
+
+
+def contamination(corpora: Iterable[Record], comparison: Record) -> str:
+    """What the corpus was found to hold of each task, where it was searched; "" where none was."""
+    searched = {task: found for corpus in corpora for task, found in _searched(corpus).items()}
+    if not searched:
+        return ""
+    asked = [*comparison.each("rows").values(), *comparison.each("missing").values()]
+    tasks = dict.fromkeys([*(row("set") for row in asked if row("kind") == "task"), *searched])
+    rows = [_contaminated(task, searched.get(task)) for task in tasks]
+    note = "Items of each task of which the documents read for the corpus held a run of words:"
+    return f"### Contamination\n\n{note}\n\n{table(('Task', 'Items', 'Found', 'Share'), rows)}"
+
+
+def _searched(corpus: Record) -> dict[str, Record]:
+    return corpus.each("contamination") if corpus.value.get("contamination") else {}
+
+
+def _contaminated(task: str, found: Record | None) -> tuple[str, ...]:
+    if found is None:
+        return task, "", "not searched", ""
+    return task, f"{found('items'):,}", f"{found('found'):,}", f"{found('found') / max(1, found('items')):.1%}"
+
+
 def _is_translation(row: Record) -> bool:
-    return row("metric") in TRANSLATION_METRICS
+    return row("metric").startswith(TRANSLATION_METRICS)
 
 
 def _measured(evaluation: Record) -> str:
     shots = [f"{name} with {task('shots')} shots" for name, task in evaluation.each("tasks").items()]
     return (
-        "Both models answered the same items under the same settings; an interval is a paired bootstrap of the change "
-        f"over items. Tasks ran in {evaluation('harness', 'name')} {evaluation('harness', 'version')}"
+        "Both models answered the same items under the same settings. "
+        f"Tasks ran in {evaluation('harness', 'name')} {evaluation('harness', 'version')}"
         f"{': ' + ', '.join(shots) if shots else ''}. Weights in {evaluation('dtype')}; "
         f"{_bos(evaluation('bos'))} before each text."
     )
