@@ -77,7 +77,7 @@ def restore(
     goes_on = bool(changes) and is_past_of(saved, replace(run, accept=False))
     if changes and not goes_on and not run.accept:
         refuse_foreign(changes[0], finished[-1])
-    progress = Progress(**{name: saved[name] for name in Progress.__dataclass_fields__ if name in saved})
+    progress = progress_of(saved)
     if changes:
         progress.continued += [{"run": saved.get("name", ""), "step": progress.step}]
     if not goes_on:
@@ -86,6 +86,11 @@ def restore(
     state.load(finished[-1], tensors)
     set_step(optimizer, progress.step - len(skipped_before(progress)))
     return progress
+
+
+def progress_of(saved: Mapping[str, Any]) -> Progress:
+    """How far the run had come whose state was saved."""
+    return Progress(**{name: saved[name] for name in Progress.__dataclass_fields__ if name in saved})
 
 
 def batches_read(run: "Train", progress: Progress) -> list[range]:

@@ -26,7 +26,7 @@ from ahkio.model.parallel import How, open_parts
 from ahkio.model.shape import read_config
 from ahkio.tokens.batches import Batch, Batches, add, audit, counts_in, merged, open_batches
 from ahkio.tokens.heldout import Texts, read_texts
-from ahkio.train.checkpoint import Progress, batches_read, open_saver, restore, resume
+from ahkio.train.checkpoint import Progress, batches_read, open_saver, progress_of, restore, resume
 from ahkio.train.engine import Engine
 from ahkio.train.measure import measure
 from ahkio.train.optimizer import state_tensors
@@ -83,8 +83,10 @@ def train(run: "Train", out: Path, inputs: Inputs) -> Facts:
                     Running(run, out, engine, optimizer, batches, sets, log, saver, mfu_of(run, engine)), progress, stop
                 )
         audit(progress.ledger, batches.plan, batches_read(run, progress))
-        write_model(out, engine)
-        return facts_of(run, engine, progress)
+        learnt = chosen(run, out, progress)
+        write_model(out, engine, learnt.step, newest=learnt.step == progress.step)
+        documents = {name: len(texts.ids) for name, texts in sets.items()}
+        return facts_of(run, engine, progress, learnt, documents)
 
 
 def open_engine(run: "Train", start: Path, group: Group) -> Engine:
@@ -118,20 +120,30 @@ def check_tokens(run: "Train", inputs: Inputs, vocab: int) -> None:
             )
 
 
-def write_model(out: Path, engine: Engine) -> None:
-    """The weights in fp32 as a Hugging Face folder: from memory, or from the last checkpoint, a file on each rank in
-    turn."""
+def chosen(run: "Train", out: Path, progress: Progress) -> Progress:
+    """How far the run had come with the model that it gives."""
+    step = run.budget.model_step(progress.bits_per_byte, progress.step, run.steps)
+    if step == progress.step:
+        return progress
+    checkpoint = state.checkpoint_of(out / "checkpoints", step)
+    if not (checkpoint / state.STATE).is_file():
+        raise UserError(f"{checkpoint} held the budget, but is gone; build with another budget, or anew.")
+    return progress_of(state.read_state(checkpoint))
+
+
+def write_model(out: Path, engine: Engine, step: int, newest: bool) -> None:
+    """The weights after `step` in fp32 as a Hugging Face folder: from memory if they are the `newest`, or from the
+    checkpoint, a file on each rank in turn."""
     folder, group = out / "model", engine.group
     if group.first:
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir()
     group.wait()
     (model, *_) = engine.models
-    if isinstance(model, Llama):
+    if isinstance(model, Llama) and newest:
         save_model(model, folder, torch.float32)
     else:
-        (checkpoint,) = state.checkpoints(out / "checkpoints")[-1:]
-        write_shards(checkpoint, engine.config, folder, group)
+        write_shards(state.checkpoint_of(out / "checkpoints", step), engine.config, folder, group)
     group.wait()
 
 
@@ -139,16 +151,16 @@ def take_steps(at: Running, progress: Progress, stop: Stop) -> None:
     """From where the run is to its end; `progress` is kept up with it."""
     run, group = at.run, at.engine.group
     catch_up(at, progress)
-    while progress.step < run.steps:
+    while progress.step < run.steps and not run.budget.stops(progress.bits_per_byte, run.steps):
         if progress.step in {one["step"] for one in progress.skipped}:
             progress.step += 1
         elif not (step := take_step(at, progress)).taken:
             go_back(at, progress, step)
             continue
-        if due(progress.step, run.measure_every, run.steps):
-            note_bits(at, progress)
+        if measures(run, progress.step):
+            note_measured(at, progress)
         stopping = agreed(stop, group)
-        if due(progress.step, run.save_every, run.steps) or stopping:
+        if saves(run, progress) or stopping:
             save(at, progress)
         if stopping:
             at.saver.wait()
@@ -158,10 +170,10 @@ def take_steps(at: Running, progress: Progress, stop: Stop) -> None:
 
 def catch_up(at: Running, progress: Progress) -> None:
     """Measure what was due when the run last stopped."""
-    if due(progress.step, at.run.measure_every, at.run.steps) or progress.step == 0:
+    if measures(at.run, progress.step) or progress.step == 0:
         measured = max((points[-1][0] for points in progress.bits_per_byte.values()), default=-1)
         if measured < progress.step:
-            note_bits(at, progress)
+            note_measured(at, progress)
 
 
 def take_step(at: Running, progress: Progress) -> Step:
@@ -185,6 +197,15 @@ def take_step(at: Running, progress: Progress) -> Step:
 def due(done: int, every: int, steps: int) -> bool:
     """Whether something done every so many steps, and after the last, is to be done after `done` steps."""
     return done == steps or (every > 0 and done > 0 and done % every == 0)
+
+
+def measures(run: "Train", done: int) -> bool:
+    return due(done, run.measure_every, run.steps) or run.budget.due(done, run.steps)
+
+
+def saves(run: "Train", progress: Progress) -> bool:
+    wanted = run.budget.saves(progress.bits_per_byte, progress.step, run.steps)
+    return wanted or due(progress.step, run.save_every, run.steps)
 
 
 def agreed(stop: Stop, group: Group) -> type[KeyboardInterrupt] | None:
@@ -216,17 +237,31 @@ def save(at: Running, progress: Progress) -> None:
     """Begin the checkpoint of the steps so far, with what all ranks have read in the ledger."""
     progress.ledger = merged([progress.ledger, *at.engine.group.gather(progress.read)], at.batches.plan)
     progress.read = {}
-    at.saver.save(progress.step, asdict(progress) | {"name": artifact_of(at.out).name, "run": identity(at.run)})
+    held = at.run.budget.held(progress.bits_per_byte, at.run.steps)
+    told = {"name": artifact_of(at.out).name, "run": identity(at.run), "held": held}
+    at.saver.save(progress.step, asdict(progress) | told, dear=held)
 
 
-def note_bits(at: Running, progress: Progress) -> None:
-    at.engine.group.come_to(f"the measuring after {progress.step} steps")
-    found = measure(at.engine, at.sets, at.run.heldout_context, at.run.rows, at.run.micro_rows)
+def note_measured(at: Running, progress: Progress) -> None:
+    """Measure, and judge the budget by it. All ranks go by what the first one found."""
+    group = at.engine.group
+    group.come_to(f"the measuring after {progress.step} steps")
+    found = group.gather(measure(at.engine, at.sets, at.run.heldout_context, at.run.rows, at.run.micro_rows))[0]
     for name, value in found.items():
         progress.bits_per_byte.setdefault(name, []).append((progress.step, value))
     if found:
         figures = ", ".join(f"{name} {value:.4f}" for name, value in found.items())
         at.log.note(f"train: bits per byte after step {progress.step:,}: {figures}")
+    if at.run.budget.due(progress.step, at.run.steps):
+        note_judged(at, progress)
+
+
+def note_judged(at: Running, progress: Progress) -> None:
+    budget = at.run.budget
+    one = budget.judge(progress.bits_per_byte, progress.step)
+    bits = {f"bits_per_byte/{name}": progress.bits_per_byte[name][-1][1] for name in one.changes}
+    at.log.point(progress.step - 1, **bits, **{f"budget/{name}": change for name, change in one.changes.items()})
+    at.log.note(f"train: the budget {'is broken' if one.over else 'holds'}: {budget.told(one)}")
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -14,6 +14,7 @@ from ahkio.model.shape import LlamaConfig, Recompute, RopeScaling
 from ahkio.tokens.batches import Rows, plan_of
 from ahkio.tokens.heldout import HeldOut
 from ahkio.tokens.mixture import Epochs, Mix, Plan
+from ahkio.train.budget import Budget
 from ahkio.train.estimate import Setup, memory
 from ahkio.train.objectives import NextToken
 from ahkio.train.optimizer import WSD, AdamW, Cosine
@@ -29,7 +30,8 @@ class Train(Stage):
     A budget of epochs becomes a number when the tokens are known: see `settled`.
 
     model/               the weights in fp32 as a Hugging Face folder without tokenizer
-    checkpoints/step-N/  the last checkpoint, with the optimizer's state and the ledger
+    checkpoints/step-N/  the last checkpoint, with the optimizer's state and the ledger; and that of the model, where
+                         the budget chose an earlier one
     metrics.jsonl, tensorboard/
     """
 
@@ -47,6 +49,7 @@ class Train(Stage):
     heldout: tuple[HeldOut, ...] = ()  # bits per byte on these in the loop
     heldout_documents: int = 0  # the first so many of each; 0: all
     heldout_context: int = 1024  # tokens
+    budget: Budget = Budget()  # of what may be forgotten
     measure_every: int = how(0)  # steps; 0: before the first step and after the last only
     save_every: int = how(100)  # steps between checkpoints
     keep: int = how(1)  # of the newest checkpoints
@@ -68,6 +71,7 @@ class Train(Stage):
             check_source(self.steps, self.mix)
         elif self.steps < 1:
             raise UserError(f"steps is {self.steps}; a run has at least 1.")
+        self.budget.check([held.name for held in self.heldout])
         if self.mesh.pipe > 1 and self.heldout and self.heldout_context > self.rows.length:
             raise UserError(
                 f"heldout_context is {self.heldout_context}, but on a pipe texts go through in rows of training, which "
