@@ -10,18 +10,21 @@ Cost        about 5 minutes and 5 GiB of memory on two idle cores for both
 from dataclasses import replace
 
 from quickstart import SHARES, TRAIN
+
+from ahkio.tokens.batches import Rows
 from ahkio.tokens.mixture import Mix, Segment
 from ahkio.train.budget import Budget
 from ahkio.train.optimizer import Cosine
 
 REPLAY = replace(
     TRAIN,
-    steps=32,
-    schedule=Cosine(peak=2e-4, warmup=0.1),
+    steps=24,
+    rows=Rows(length=256, per_step=4),  # most steps then hold all of the mix
+    schedule=Cosine(peak=3e-4, warmup=0.15),
     heldout=tuple(held for held in TRAIN.heldout if held.name in ("finnish", "english", "code")),
     heldout_documents=4,
     budget=Budget(limits=(("english", 1.0), ("code", 1.0)), action="stop", every=4),
-    save_every=32,
+    save_every=24,
 )
 
 FINNISH_ONLY = replace(REPLAY, mix=Mix(segments=(Segment(rows=0, shares=SHARES[:1]),), seed=1))

@@ -161,9 +161,7 @@ class Saver:
         """Delete what is not to be kept up to `step`; what comes later may be in the making."""
         done = checkpoints(self.folder)
         kept = set(done[-self.keep :]) | {
-            path
-            for path in done
-            if step_of(path) == dear or (self.keep_every and step_of(path) % self.keep_every == 0)
+            path for path in done if step_of(path) == dear or (self.keep_every and step_of(path) % self.keep_every == 0)
         }
         for path in self.folder.glob("step-*"):
             if path not in kept and step_of(path) <= step:

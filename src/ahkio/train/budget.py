@@ -67,7 +67,7 @@ class Budget:
     def judge(self, points: Points, step: int) -> Judged:
         """What was measured after `step`, against the first measuring."""
         changes = {name: 100 * (dict(points[name])[step] / points[name][0][1] - 1) for name, _ in self.limits}
-        return Judged(step, changes, tuple(name for name, most in self.limits if changes[name] > most))
+        return Judged(step, changes, tuple(name for name, most in self.limits if not changes[name] <= most))
 
     def judged(self, points: Points, steps: int) -> list[Judged]:
         """All judgings so far of a run of `steps`."""

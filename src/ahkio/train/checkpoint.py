@@ -11,7 +11,7 @@ from torch.optim import Optimizer
 
 from ahkio.core import state
 from ahkio.core.errors import UserError
-from ahkio.core.stage import identity
+from ahkio.core.stage import Facts, identity
 from ahkio.tokens.batches import Batches, Ledger, audit
 from ahkio.train.earlier import adopt, is_past_of
 from ahkio.train.engine import Engine
@@ -30,6 +30,7 @@ class Progress:
     ledger: Ledger = field(default_factory=dict)
     read: Ledger = field(default_factory=dict)  # by this rank since the ledger was last brought up to date
     bits_per_byte: dict[str, list[tuple[int, float]]] = field(default_factory=dict)  # set: (steps finished, value)
+    tasks: dict[str, list[tuple[int, Facts]]] = field(default_factory=dict)  # task: (steps finished, metrics and more)
     losses: tuple[float, float] = (0.0, 0.0)  # of the first and of the last step
     recent: list[Measured] = field(default_factory=list)  # of the last steps
     skipped: list[dict[str, Any]] = field(default_factory=list)  # {"step", "loss", "grad_norm", "back_to"}

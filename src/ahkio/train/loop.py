@@ -3,7 +3,8 @@
 import json
 import math
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 from time import perf_counter
@@ -19,6 +20,7 @@ from ahkio.core.group import Group, joined, limit_waits
 from ahkio.core.log import Log, open_log
 from ahkio.core.stage import Facts, Inputs, identity
 from ahkio.core.stop import Paused, asked_to_stop
+from ahkio.evaluate.evaluate import NO_HARNESS, has_harness
 from ahkio.model.float8 import to_float8
 from ahkio.model.hub import load_model, save_model, write_shards
 from ahkio.model.llama import Llama
@@ -39,6 +41,7 @@ if TYPE_CHECKING:
     from ahkio.train.train import Settled as Train
 
 Stop = Callable[[], type[KeyboardInterrupt] | None]
+Ask = Callable[[], dict[str, Facts]]  # what the model now answers to the run's tasks
 
 
 class Running(NamedTuple):
@@ -50,6 +53,7 @@ class Running(NamedTuple):
     optimizer: Optimizer
     batches: Batches
     sets: Mapping[str, Texts]
+    ask: Ask
     log: Log
     saver: state.Saver
     mfu: float  # of one token a second
@@ -72,6 +76,7 @@ def train(run: "Train", out: Path, inputs: Inputs) -> Facts:
             optimizer = run.optimizer.build(*engine.models)
             progress = resume(run, out, engine, optimizer, batches)
             with (
+                asking(run, inputs, engine) as ask,
                 open_log(out, run.steps, "train", group.first) as log,
                 open_saver(run, out, engine, optimizer) as saver,
             ):
@@ -79,9 +84,8 @@ def train(run: "Train", out: Path, inputs: Inputs) -> Facts:
                 if progress.step:
                     earlier = f" of {progress.continued[-1]['run']}" if progress.continued else ""
                     log.note(f"train: goes on after {progress.step:,} of {run.steps:,} steps{earlier}")
-                take_steps(
-                    Running(run, out, engine, optimizer, batches, sets, log, saver, mfu_of(run, engine)), progress, stop
-                )
+                mfu = mfu_of(run, engine)
+                take_steps(Running(run, out, engine, optimizer, batches, sets, ask, log, saver, mfu), progress, stop)
         audit(progress.ledger, batches.plan, batches_read(run, progress))
         learnt = chosen(run, out, progress)
         write_model(out, engine, learnt.step, newest=learnt.step == progress.step)
@@ -103,6 +107,20 @@ def open_engine(run: "Train", start: Path, group: Group) -> Engine:
     how = How(compute, run.precision == "fp8", run.recompute, run.compile, run.offload)
     parts = open_parts(start, read_config(start), group, how, run.parts_per_rank)
     return Engine(parts, run.objective, group, replace(run.rows, per_step=run.micro_rows))
+
+
+@contextmanager
+def asking(run: "Train", inputs: Inputs, engine: Engine) -> Iterator[Ask]:
+    """What puts the run's tasks; lm-eval is only imported where there are any."""
+    if not run.tasks:
+        yield dict
+        return
+    if not has_harness():
+        raise UserError(NO_HARNESS)
+    from ahkio.train.ask import open_tasks
+
+    with open_tasks(run, inputs, engine) as ask:
+        yield ask
 
 
 def check_tokens(run: "Train", inputs: Inputs, vocab: int) -> None:
@@ -171,7 +189,8 @@ def take_steps(at: Running, progress: Progress, stop: Stop) -> None:
 def catch_up(at: Running, progress: Progress) -> None:
     """Measure what was due when the run last stopped."""
     if measures(at.run, progress.step) or progress.step == 0:
-        measured = max((points[-1][0] for points in progress.bits_per_byte.values()), default=-1)
+        steps = [points[-1][0] for curves in (progress.bits_per_byte, progress.tasks) for points in curves.values()]
+        measured = max(steps, default=-1)
         if measured < progress.step:
             note_measured(at, progress)
 
@@ -243,16 +262,20 @@ def save(at: Running, progress: Progress) -> None:
 
 
 def note_measured(at: Running, progress: Progress) -> None:
-    """Measure, and judge the budget by it. All ranks go by what the first one found."""
-    group = at.engine.group
-    group.come_to(f"the measuring after {progress.step} steps")
-    found = group.gather(measure(at.engine, at.sets, at.run.heldout_context, at.run.rows, at.run.micro_rows))[0]
+    """Measure and ask, and judge the budget by it. All ranks go by what the first one found."""
+    run, group, step = at.run, at.engine.group, progress.step
+    group.come_to(f"the measuring after {step} steps")
+    found = group.gather(measure(at.engine, at.sets, run.heldout_context, run.rows, run.micro_rows))[0]
     for name, value in found.items():
-        progress.bits_per_byte.setdefault(name, []).append((progress.step, value))
+        progress.bits_per_byte.setdefault(name, []).append((step, value))
     if found:
         figures = ", ".join(f"{name} {value:.4f}" for name, value in found.items())
-        at.log.note(f"train: bits per byte after step {progress.step:,}: {figures}")
-    if at.run.budget.due(progress.step, at.run.steps):
+        at.log.note(f"train: bits per byte after step {step:,}: {figures}")
+    for name, facts in group.gather(at.ask())[0].items():
+        progress.tasks.setdefault(name, []).append((step, facts))
+        figures = ", ".join(f"{metric} {value:.4f}" for metric, value in facts["metrics"].items())
+        at.log.note(f"train: {name} after step {step:,}: {figures} ({facts['items']:,} items)")
+    if run.budget.due(step, run.steps):
         note_judged(at, progress)
 
 

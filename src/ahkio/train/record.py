@@ -22,9 +22,7 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp8": torch.bfloat16} 
 MFU_FORMULA = "tokens/s x (6 x weights in products + 6 x layers x heads x head width x row length, causal) / peak"
 
 
-def facts_of(
-    run: "Train", engine: Engine, progress: Progress, learnt: Progress, documents: Mapping[str, int]
-) -> Facts:
+def facts_of(run: "Train", engine: Engine, progress: Progress, learnt: Progress, documents: Mapping[str, int]) -> Facts:
     """What the manifest, the card and the report say of the run, which ended at `progress` and gives the model of
     `learnt`; `documents` are those of each held-out set."""
     step_tokens = run.rows.per_step * run.rows.length
@@ -53,6 +51,7 @@ def facts_of(
         "documents": run.rows.documents,
         "ledger": shares_of(learnt.ledger),
         "bits_per_byte": progress.bits_per_byte,
+        "tasks": progress.tasks,
         "loss_first": learnt.losses[0],
         "loss_last": learnt.losses[1],
         "restarts": progress.restarts,
