@@ -27,7 +27,9 @@ from ahkio.model.parallel import How, open_parts
 from ahkio.model.shape import read_config
 from ahkio.tokens.batches import Batch, Rows, open_batches
 from ahkio.tokens.mixture import Mix, Segment
+from ahkio.tokens.tokenizer import Encoder
 from ahkio.train import loop
+from ahkio.train.ask import MeshLM
 from ahkio.train.budget import Budget
 from ahkio.train.engine import Engine
 from ahkio.train.optimizer import Cosine, set_step, state_tensors
@@ -47,7 +49,7 @@ ASKING = replace(  # with Finnish alone it forgets English, and by step 16 more 
     schedule=Cosine(peak=2e-2, warmup=0.1),
     heldout_context=512,
     tasks=ASKED,
-    budget=Budget(limits=(("en", 1.0),), action="stop", every=4),
+    budget=Budget(limits=(("en", 1.0),), action="stop", every=8),
 )
 
 
@@ -129,6 +131,16 @@ def asking(store, mesh, **settings):
     run = replace(ASKING, mesh=Mesh(**mesh), **settings)
     build(run, Path(store), quiet)
     return True
+
+
+def answers(model, mesh, pairs, prompts):
+    """What a model on a mesh makes of pairs of context and continuation, and the ids that follow prompts."""
+    rows = Rows(length=48, per_step=4)
+    with joined(Mesh(**mesh), "cpu", 240) as group:
+        parts = open_parts(Path(model), read_config(Path(model)), group, How())
+        engine = Engine(parts, TRAIN.objective, group, replace(rows, per_step=2))
+        lm = MeshLM(engine, Encoder.load(Path(model)), 48, rows, 2)
+        return [lm._score(pairs), lm._go_on(prompts, 6, lambda ids: False, 0.0)]
 
 
 def poro(store, name):
