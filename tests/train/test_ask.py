@@ -47,7 +47,7 @@ def test_asking_changes_nothing_learnt(asked, unbroken):
     }
 
 
-def test_asking_leaves_all_dice_as_they_were(store):
+def test_asking_leaves_all_random_states_as_they_were(store):
     def state():
         return random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()
 

@@ -84,8 +84,8 @@ def load_named(name: str, built_in: bool) -> ConfigurableTask:
             raise UserError(f"There is no single task {name!r} here or in lm-eval; did you mean {near}?")
         try:
             (task,) = manager.load(name)["tasks"].values()
-        except (OSError, ValueError) as error:
-            said = str(error).splitlines()[0]
+        except (OSError, ValueError, KeyError, yaml.YAMLError) as error:
+            said = str(error).partition("\n")[0]
             raise UserError(f"Task {name!r} can't be loaded ({said}); see to its data, or leave it out.") from error
     if getattr(task, "UNSAFE_CODE", False):
         raise UserError(f"Task {name!r} runs code that the model writes, which is not done in the loop; leave it out.")

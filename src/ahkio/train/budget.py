@@ -64,16 +64,15 @@ class Budget:
         """Whether to judge after `step` of `steps`."""
         return bool(self.limits) and step > 0 and (step == steps or step % self.every == 0)
 
-    def judge(self, points: Points, step: int) -> Judged:
-        """What was measured after `step`, against the first measuring."""
-        changes = {name: 100 * (dict(points[name])[step] / points[name][0][1] - 1) for name, _ in self.limits}
-        return Judged(step, changes, tuple(name for name, most in self.limits if not changes[name] <= most))
-
     def judged(self, points: Points, steps: int) -> list[Judged]:
-        """All judgings so far of a run of `steps`."""
-        if not self.limits:
-            return []
-        return [self.judge(points, step) for step, _ in points.get(self.limits[0][0], ()) if self.due(step, steps)]
+        """All judgings so far of a run of `steps`, each of what was measured then against the first measuring."""
+        curves = {name: dict(points.get(name, ())) for name, _ in self.limits}
+        due = [step for step in next(iter(curves.values()), {}) if self.due(step, steps)]
+        return [self._judge(curves, step) for step in due if all(step in curve for curve in curves.values())]
+
+    def _judge(self, curves: Mapping[str, Mapping[int, float]], step: int) -> Judged:
+        changes = {name: 100 * (curve[step] / next(iter(curve.values())) - 1) for name, curve in curves.items()}
+        return Judged(step, changes, tuple(name for name, most in self.limits if not changes[name] <= most))
 
     def stops(self, points: Points, steps: int) -> bool:
         """Whether the run ends here."""
@@ -95,7 +94,7 @@ class Budget:
         held = self.held(points, steps)
         if held is None:
             raise UserError(
-                f"The budget was broken at every judging: {self.story(points, done, steps)}; lower schedule.peak, give "
+                f"The budget was broken at every judging: {self.story(points, steps)}; lower schedule.peak, give "
                 "these texts a larger share of the mix, judge earlier (budget.every), or allow more (budget.limits)."
             )
         return held
@@ -124,10 +123,10 @@ class Budget:
             "stopped": self.stops(points, steps),
             "planned_steps": steps,
             "model_step": model_step,
-            "verdict": f"bits per byte at most {allowed}; {self.story(points, done, steps)}",
+            "verdict": f"bits per byte at most {allowed}; {self.story(points, steps)}",
         }
 
-    def story(self, points: Points, done: int, steps: int) -> str:
+    def story(self, points: Points, steps: int) -> str:
         """What came of the budget, in words."""
         judged = self.judged(points, steps)
         if not (broken := [one for one in judged if one.over]):

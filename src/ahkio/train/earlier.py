@@ -34,10 +34,10 @@ def adopt(run: "Train", out: Path) -> None:
         return
     checkpoint, saved = max(lawful, key=lambda one: (-len(_changed(one[1], run)), one[1]["step"]))
     earlier = checkpoint.parent.parent
-    held = [state.checkpoint_of(checkpoint.parent, step)] if (step := saved.get("held")) else []
+    held = [one for one in state.checkpoints(checkpoint.parent) if state.step_of(one) == saved.get("held")]
     if (earlier / METRICS).is_file():
         shutil.copy2(earlier / METRICS, out / METRICS)
-    for one in [*held, checkpoint]:
+    for one in dict.fromkeys([*held, checkpoint]):
         draft = out / "checkpoints" / f"{one.name}.tmp"
         shutil.rmtree(draft, ignore_errors=True)
         shutil.copytree(one, draft, copy_function=_link)

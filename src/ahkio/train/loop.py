@@ -87,7 +87,7 @@ def train(run: "Train", out: Path, inputs: Inputs) -> Facts:
                 mfu = mfu_of(run, engine)
                 take_steps(Running(run, out, engine, optimizer, batches, sets, ask, log, saver, mfu), progress, stop)
         audit(progress.ledger, batches.plan, batches_read(run, progress))
-        learnt = chosen(run, out, progress)
+        learnt = chosen(run, out, group, progress)
         write_model(out, engine, learnt.step, newest=learnt.step == progress.step)
         documents = {name: len(texts.ids) for name, texts in sets.items()}
         return facts_of(run, engine, progress, learnt, documents)
@@ -138,15 +138,16 @@ def check_tokens(run: "Train", inputs: Inputs, vocab: int) -> None:
             )
 
 
-def chosen(run: "Train", out: Path, progress: Progress) -> Progress:
+def chosen(run: "Train", out: Path, group: Group, progress: Progress) -> Progress:
     """How far the run had come with the model that it gives."""
     step = run.budget.model_step(progress.bits_per_byte, progress.step, run.steps)
     if step == progress.step:
         return progress
+    group.wait()  # for whoever still publishes
     checkpoint = state.checkpoint_of(out / "checkpoints", step)
     if not (checkpoint / state.STATE).is_file():
         raise UserError(f"{checkpoint} held the budget, but is gone; build with another budget, or anew.")
-    return progress_of(state.read_state(checkpoint))
+    return progress_of(state.read_state(checkpoint, group))
 
 
 def write_model(out: Path, engine: Engine, step: int, newest: bool) -> None:
@@ -281,7 +282,7 @@ def note_measured(at: Running, progress: Progress) -> None:
 
 def note_judged(at: Running, progress: Progress) -> None:
     budget = at.run.budget
-    one = budget.judge(progress.bits_per_byte, progress.step)
+    one = budget.judged(progress.bits_per_byte, at.run.steps)[-1]
     bits = {f"bits_per_byte/{name}": progress.bits_per_byte[name][-1][1] for name in one.changes}
     at.log.point(progress.step - 1, **bits, **{f"budget/{name}": change for name, change in one.changes.items()})
     at.log.note(f"train: the budget {'is broken' if one.over else 'holds'}: {budget.told(one)}")
