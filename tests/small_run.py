@@ -32,11 +32,12 @@ def texts(name, count, mark=""):
     return [mark + " ".join(draw.choices(WORDS[name].split(), k=draw.randrange(13))) for _ in range(count)]
 
 
-def write_shard(path, documents):
+def write_shard(path, documents, columns=None):
     buffer = io.StringIO()
     for number, text in enumerate(documents):
-        buffer.write(json.dumps({"id": str(number), "text": text, "group": str(number)}) + "\n")
-    path.parent.mkdir(exist_ok=True)
+        more = columns[number] if columns else {}
+        buffer.write(json.dumps({"id": str(number), "text": text, "group": str(number)} | more) + "\n")
+    path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(zstandard.compress(buffer.getvalue().encode()))
 
 

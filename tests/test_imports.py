@@ -24,8 +24,8 @@ MAY_IMPORT = {
     "text": {"core"},
     "tokens": {"core", "text"},
     "model": {"core"},
-    "train": {"core", "tokens", "model"},
     "evaluate": {"core", "text", "tokens", "model"},
+    "train": {"core", "tokens", "model", "evaluate"},
     "release": {"core", "model"},
     "launch": {"core"},
 }

@@ -19,8 +19,9 @@ FAILED, BAD_INPUT, INTERRUPTED = 1, 2, 130
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run one command and return its exit status: 0; 2 for what the user can mend; 75 for what is to be started again,
-    after SIGTERM, SIGUSR1 or a time limit; 130 after Ctrl-C."""
+    """Run one command and return its exit status: 0; 2 for what the user can mend; 3 for what was made, but with a run
+    that its forgetting budget stopped; 75 for what is to be started again, after SIGTERM, SIGUSR1 or a time limit; 130
+    after Ctrl-C."""
     args = parse(argv)
     keep_freed_memory()
     try:

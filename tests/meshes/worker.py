@@ -16,6 +16,7 @@ import numpy as np
 import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
+from small_questions import ASKED
 from small_run import MIX, TRAIN, quiet
 
 from ahkio.core import machine
@@ -25,14 +26,30 @@ from ahkio.core.stage import build
 from ahkio.model.parallel import How, open_parts
 from ahkio.model.shape import read_config
 from ahkio.tokens.batches import Batch, Rows, open_batches
+from ahkio.tokens.mixture import Mix, Segment
+from ahkio.tokens.tokenizer import Encoder
 from ahkio.train import loop
+from ahkio.train.ask import MeshLM
+from ahkio.train.budget import Budget
 from ahkio.train.engine import Engine
-from ahkio.train.optimizer import set_step, state_tensors
+from ahkio.train.optimizer import Cosine, set_step, state_tensors
 from ahkio.train.spikes import Spikes
 from ahkio.train.step import train_step
 
 RUN = replace(
     TRAIN, steps=10, rows=Rows(length=32, per_step=8), heldout_context=32, micro_batch=2, spikes=Spikes(deviations=0)
+)
+
+ASKING = replace(  # with Finnish alone it forgets English, and by step 16 more than it may
+    RUN,
+    mix=Mix(segments=(Segment(rows=0, shares=MIX.segments[0].shares[:1]),)),
+    steps=20,
+    rows=Rows(length=32, per_step=2),
+    micro_batch=1,
+    schedule=Cosine(peak=2e-2, warmup=0.1),
+    heldout_context=512,
+    tasks=ASKED,
+    budget=Budget(limits=(("en", 1.0),), action="stop", every=8),
 )
 
 
@@ -107,6 +124,23 @@ def life(store, mesh, calls=None, **settings):
     finally:
         loop.train_step = real
     return True
+
+
+def asking(store, mesh, **settings):
+    """Build the small run with tasks and a budget on a mesh; whether it is done."""
+    run = replace(ASKING, mesh=Mesh(**mesh), **settings)
+    build(run, Path(store), quiet)
+    return True
+
+
+def answers(model, mesh, pairs, prompts):
+    """What a model on a mesh makes of pairs of context and continuation, and the ids that follow prompts."""
+    rows = Rows(length=48, per_step=4)
+    with joined(Mesh(**mesh), "cpu", 240) as group:
+        parts = open_parts(Path(model), read_config(Path(model)), group, How())
+        engine = Engine(parts, TRAIN.objective, group, replace(rows, per_step=2))
+        lm = MeshLM(engine, Encoder.load(Path(model)), 48, rows, 2)
+        return [lm._score(pairs), lm._go_on(prompts, 6, lambda ids: False, 0.0)]
 
 
 def poro(store, name):

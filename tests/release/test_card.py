@@ -57,6 +57,15 @@ def test_every_figure_of_the_card_is_a_fact(tmp_path: Path) -> None:
     assert "exact duplicate 3" in page
 
 
+def test_the_forgetting_budget_is_told_where_there_is_one(tmp_path: Path) -> None:
+    life = a_life(tmp_path / "store")
+    assert "Forgetting budget" not in make(life, tmp_path / "without")
+    story = "bits per byte at most +1% on en (5 documents); broken after step 14 of 40"
+    life.facts["Train"]["budget"] = {"verdict": story}
+    life = Life(tmp_path / "another", life.facts)
+    assert f"- **Forgetting budget:** {story}" in make(life, tmp_path / "with")
+
+
 def test_rows_are_told_as_they_were_laid_out(tmp_path: Path) -> None:
     where = tmp_path / "manifest.json"
     ledger = {name: source | {"padding": 16} for name, source in TRAIN["ledger"].items()}

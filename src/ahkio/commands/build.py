@@ -21,6 +21,7 @@ from ahkio.core.stop import REQUEUE, Paused
 from ahkio.launch import local
 
 MODELS = ("Card", "Export")  # the stages that end in a folder to generate from
+BROKEN = 3  # exit status: all was made, but a run was stopped for its forgetting budget
 STYLES = {"exists": "dim", "started": "bold", "done": "green"}
 
 
@@ -64,7 +65,19 @@ def run(args: argparse.Namespace) -> int:
         print(json.dumps(report(request, links, existed), indent=1))
     else:
         show_result(request, links, Console(highlight=False))
-    return 0
+    return tell_budgets(request, teller)
+
+
+def tell_budgets(request: Request, teller: "Teller") -> int:
+    """Say which runs broke their forgetting budgets; the exit status."""
+    status = 0
+    for stage in lineage(request.target):
+        budget = Artifact(request.paths[stage]).facts.get("budget", {})
+        if budget.get("broken"):
+            text = f"ahkio: {request.label(stage)} broke its forgetting budget: {budget['verdict']}"
+            teller.console.print(text, markup=False, soft_wrap=True)
+            status = BROKEN if budget["stopped"] else status
+    return status
 
 
 def stage_called(name: str, request: Request) -> Stage:

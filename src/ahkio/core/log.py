@@ -35,7 +35,8 @@ def open_log(
 class Log:
     """Writes under `folder`, and shows on `console`, what each step measured.
 
-    metrics.jsonl   a line of JSON for each step: {"step": n, figure: number, ...}; what is not finite is null
+    metrics.jsonl   a line of JSON for each step: {"step": n, figure: number, ...}; what is not finite is null. What was
+                    measured after a step may have a line of its own
     tensorboard/    the same figures as scalars, where tensorboard is installed
     """
 
@@ -53,6 +54,11 @@ class Log:
 
         These are shown: loss, lr, grad_norm, tokens_per_second and mfu (a share of 1).
         """
+        self.point(step, **figures)
+        self._show(step, f"{describe(figures)}, {self._left(step)}".strip(", "))
+
+    def point(self, step: int, **figures: float) -> None:
+        """Log figures that were measured after `step`, on a line of their own, without showing them."""
         if self._file is None:
             self._open(step)
         assert self._file is not None
@@ -62,7 +68,6 @@ class Log:
         for key, value in figures.items():
             if self._curves is not None:
                 self._curves.add_scalar(key, value, step)
-        self._show(step, f"{describe(figures)}, {self._left(step)}".strip(", "))
 
     def note(self, text: str) -> None:
         """Say one line, above the bar where there is one."""
@@ -130,6 +135,8 @@ class Mute(Log):
     """The Log of a process that leaves speaking and writing to another."""
 
     def step(self, step: int, **figures: float) -> None: ...
+
+    def point(self, step: int, **figures: float) -> None: ...
 
     def note(self, text: str) -> None: ...
 

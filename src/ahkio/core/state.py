@@ -78,15 +78,15 @@ class Saver:
         self._image = self._worker.submit(_Image, _pieces(tensors))  # now, since fresh memory costs more than the copy
         self._saved: Future[None] | None = None
 
-    def save(self, step: int, state: dict[str, Any]) -> None:
+    def save(self, step: int, state: dict[str, Any], dear: int | None = None) -> None:
         """Begin the checkpoint of `step`: the tensors as they are now, and `state`. Waits for the save before it.
 
-        Once it is published, older ones that are not to be kept are deleted.
+        Once it is published, older ones that are not to be kept are deleted, but not that of the step `dear`.
         """
         self.wait()
         self._copied.clear()
         ready = torch.cuda.current_stream().record_event() if torch.cuda.is_initialized() else None
-        self._saved = self._worker.submit(self._save, step, state, ready)
+        self._saved = self._worker.submit(self._save, step, state, dear, ready)
 
     def wait_until_copied(self) -> None:
         """Return when the tensors may change. Whoever changes them calls this first."""
@@ -111,16 +111,16 @@ class Saver:
         if not failed:
             self.wait()
 
-    def _save(self, step: int, state: dict[str, Any], ready: torch.cuda.Event | None) -> None:
+    def _save(self, step: int, state: dict[str, Any], dear: int | None, ready: torch.cuda.Event | None) -> None:
         try:
             image = self._image.result()
             image.fill(ready)
         finally:
             self._copied.set()
-        self._publish(step, state, image)
+        self._publish(step, state, dear, image)
 
-    def _publish(self, step: int, state: dict[str, Any], image: "_Image") -> None:
-        final = self.folder / f"step-{step:08d}"
+    def _publish(self, step: int, state: dict[str, Any], dear: int | None, image: "_Image") -> None:
+        final = checkpoint_of(self.folder, step)
         draft = self.folder / f"step-{step:08d}{self.attempt}.tmp"
         if self.ranks == 1:
             shutil.rmtree(draft, ignore_errors=True)
@@ -140,7 +140,7 @@ class Saver:
         _discard(final)
         os.replace(draft, final)
         _sync(self.folder)
-        self._clear(step)
+        self._clear(step, dear)
 
     def _all_files(self, draft: Path) -> dict[str, int]:
         """Every rank's file and its checksum, once all are there."""
@@ -157,11 +157,11 @@ class Saver:
             note.unlink()
         return files
 
-    def _clear(self, step: int) -> None:
+    def _clear(self, step: int, dear: int | None) -> None:
         """Delete what is not to be kept up to `step`; what comes later may be in the making."""
         done = checkpoints(self.folder)
         kept = set(done[-self.keep :]) | {
-            path for path in done if self.keep_every and step_of(path) % self.keep_every == 0
+            path for path in done if step_of(path) == dear or (self.keep_every and step_of(path) % self.keep_every == 0)
         }
         for path in self.folder.glob("step-*"):
             if path not in kept and step_of(path) <= step:
@@ -207,6 +207,11 @@ def _note(draft: Path, rank: int) -> Path:
 
 def step_of(path: Path) -> int:
     return int(path.name[5:13])
+
+
+def checkpoint_of(folder: Path, step: int) -> Path:
+    """Where under `folder` the checkpoint of `step` is, or would be."""
+    return folder / f"step-{step:08d}"
 
 
 class _Image:

@@ -59,11 +59,11 @@ class Evaluate(Stage):
         return {name: sha256(task_file(name)) for name in self.tasks}
 
     def forecast(self, known: Known) -> Facts:
-        return {} if _has_harness() else {"refusal": NO_HARNESS}
+        return {} if has_harness() else {"refusal": NO_HARNESS}
 
     def run(self, out: Path, inputs: Inputs) -> Facts:
         """Measure bits per byte, put the tasks, continue the prompts."""
-        if not _has_harness():
+        if not has_harness():
             raise UserError(NO_HARNESS)
         seconds: dict[str, float] = {}
         with _timed(seconds, "load"):
@@ -152,7 +152,7 @@ def read_items(evaluation: Path, name: str) -> list[dict[str, Any]]:
 NO_HARNESS = "Evaluation needs lm-eval and sacrebleu; run: pip install 'ahkio[eval]'."
 
 
-def _has_harness() -> bool:
+def has_harness() -> bool:
     return all(importlib.util.find_spec(name) for name in ("lm_eval", "sacrebleu"))
 
 

@@ -1,6 +1,7 @@
 """lm-eval run as a function: offline, quiet, seeded, without bootstrap, on question files of our own."""
 
 import contextlib
+import difflib
 import io
 import logging
 import tempfile
@@ -15,11 +16,14 @@ import yaml
 from lm_eval.api.model import LM
 from lm_eval.api.task import ConfigurableTask
 from lm_eval.evaluator import evaluate
+from lm_eval.tasks import TaskManager
 from lm_eval.utils import hash_string
 
+from ahkio.core.errors import UserError
+from ahkio.core.stage import Facts, Inputs
+from ahkio.evaluate.asked import Asked
+from ahkio.evaluate.evaluate import TASKS, task_file
 from ahkio.evaluate.spoken import with_language
-
-Facts = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -39,6 +43,12 @@ def run_tasks(
     """
     with tempfile.TemporaryDirectory() as cache, _offline(), _quiet():
         tasks = {file.stem: load_task(file, questions, Path(cache), shots, seed) for file in files}
+        return put_tasks(lm, tasks, limit)
+
+
+def put_tasks(lm: LM, tasks: dict[str, ConfigurableTask], limit: int) -> dict[str, TaskResult]:
+    """Put loaded tasks, which may have been put before, to `lm`."""
+    with _offline(), _quiet():
         results = evaluate(lm, {"tasks": tasks}, limit=limit or None, bootstrap_iters=0)
         return {name: _result(name, task, results) for name, task in tasks.items()}
 
@@ -54,6 +64,32 @@ def load_task(file: Path, questions: Path, cache: Path, shots: int, seed: int) -
     config["num_fewshot"] = shots if "fewshot_split" in config else 0
     task = ConfigurableTask(config=config)
     task.set_fewshot_seed(seed)
+    return task
+
+
+def load_asked(asked: Asked, inputs: Inputs, cache: Path) -> ConfigurableTask:
+    """A task of the loop, ready to be put again and again."""
+    if asked.questions is None:
+        return load_named(asked.task, built_in=asked.file is None)
+    questions = inputs[asked.questions].path
+    return load_task(task_file(asked.task), questions, cache, asked.questions.shots, seed=0)
+
+
+def load_named(name: str, built_in: bool) -> ConfigurableTask:
+    """The task that lm-eval itself has, or else that of the YAML file `name`. UserError where it can't be put here."""
+    with _offline(), _quiet():
+        manager = TaskManager(include_defaults=built_in)
+        if built_in and name not in manager.all_subtasks:
+            known = [*manager.all_subtasks, *(file.stem for file in TASKS.glob("*.yaml"))]
+            near = " or ".join(difflib.get_close_matches(name, known, n=3)) or "one of `lm-eval ls subtasks`"
+            raise UserError(f"There is no single task {name!r} here or in lm-eval; did you mean {near}?")
+        try:
+            (task,) = manager.load(name)["tasks"].values()
+        except (OSError, ValueError, KeyError, yaml.YAMLError) as error:
+            said = str(error).partition("\n")[0]
+            raise UserError(f"Task {name!r} can't be loaded ({said}); see to its data, or leave it out.") from error
+    if getattr(task, "UNSAFE_CODE", False):
+        raise UserError(f"Task {name!r} runs code that the model writes, which is not done in the loop; leave it out.")
     return task
 
 

@@ -4,7 +4,8 @@ The harness's rules are its own code where that can be had: the split of context
 long texts. Unlike HFLM, the text of a special token is text and never becomes its id.
 """
 
-from collections.abc import Iterator, Sequence
+from abc import abstractmethod
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,18 +35,28 @@ def load_lm(folder: Path, *, context: int, dtype: str, device: str, bos: bool, t
     return AhkioLM(model, Encoder.load(folder), context=context, bos=bos, tokens_per_batch=tokens_per_batch)
 
 
-class AhkioLM(TemplateLM):
-    """A model and its tokenizer as lm-eval wants them.
+class HarnessLM(TemplateLM):
+    """A model and its tokenizer as lm-eval wants them; a subclass says how the model is read.
 
     `context` is the most tokens the model is shown, as HFLM's max_length. `bos` puts the tokenizer's BOS before each
     prompt, if it has one, as HFLM's add_bos_token.
     """
 
-    def __init__(self, model: Llama, encoder: Encoder, *, context: int, bos: bool, tokens_per_batch: int) -> None:
+    def __init__(self, encoder: Encoder, *, context: int, bos: bool) -> None:
         super().__init__()
-        self.model, self.encoder = model, encoder
-        self.context, self.tokens_per_batch = context, tokens_per_batch
+        self.encoder, self.context = encoder, context
         self.head = [encoder.bos] if bos and encoder.bos is not None else []
+
+    @abstractmethod
+    def _score(self, requests: list[tuple[list[int], list[int]]]) -> list[tuple[float, bool]]:
+        """For each context and continuation in ids: the latter's negative log-likelihood in nats, and whether greedy
+        decoding would give it."""
+
+    @abstractmethod
+    def _go_on(
+        self, prompts: list[list[int]], most: int, until: Callable[[list[int]], bool], temperature: float
+    ) -> list[list[int]]:
+        """At most `most` new ids after each prompt, up to EOS or until `until` says so of them."""
 
     @property
     def eot_token_id(self) -> int:
@@ -60,10 +71,6 @@ class AhkioLM(TemplateLM):
         head = [] if add_special_tokens is False else self.head
         return head + self.encoder.encode([string])[0]
 
-    def nats(self, texts: list[list[int]]) -> list[float]:
-        """Negative log-likelihood of each text's tokens after the first, which is only context."""
-        return [sum(losses) for losses in document_losses(self.model, texts, self.context, self.tokens_per_batch)]
-
     def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = True) -> list[Answer]:
         """Log-likelihood of each continuation, in nats, and whether greedy decoding would give it."""
         answers: list[Answer] = super().loglikelihood(requests, disable_tqdm=disable_tqdm)
@@ -72,8 +79,7 @@ class AhkioLM(TemplateLM):
     def _loglikelihood_tokens(self, requests: list[Encoded], **kwargs: Any) -> list[Answer]:
         """What requests begin with alike, be it a context or the examples before many contexts, is read once."""
         fitting = [(self._fit(context, continuation), continuation) for _, context, continuation in requests]
-        found = continuation_losses(self.model, fitting, self.tokens_per_batch)
-        return [(-loss, greedy) for loss, greedy in found]
+        return [(-loss, greedy) for loss, greedy in self._score(fitting)]
 
     def _fit(self, context: list[int], continuation: list[int]) -> list[int]:
         """The end of `context` that leaves room for `continuation`, whose last token is never an input."""
@@ -86,9 +92,8 @@ class AhkioLM(TemplateLM):
     def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = True) -> list[float]:
         """Log-likelihood of whole texts in nats, over lm-eval's disjoint windows (so with `bos`, BOS is scored too)."""
         windows = [self._windows(*request.args) for request in requests]
-        flat = [context + continuation for windows_of in windows for context, continuation in windows_of]
-        losses = iter(document_losses(self.model, flat, self.context, self.tokens_per_batch))
-        return [-sum(sum(next(losses)[-len(scored) :]) for _, scored in windows_of) for windows_of in windows]
+        found = iter(self._score([window for windows_of in windows for window in windows_of]))
+        return [-sum(next(found)[0] for _ in windows_of) for windows_of in windows]
 
     def _windows(self, text: str) -> list[tuple[list[int], list[int]]]:
         windows = get_rolling_token_windows(self.tok_encode(text), self.prefix_token_id, self.context, 1)
@@ -115,14 +120,8 @@ class AhkioLM(TemplateLM):
         if room <= 0:
             raise UserError(f"context={self.context} has no room for {most} new tokens; raise context.")
         stops = [*until, self.encoder.decode([self.encoder.eos], skip_special=False)]
-        rows = generate(
-            self.model,
-            [prompt[-room:] for prompt in prompts],
-            most,
-            {self.encoder.eos},
-            temperature=temperature,
-            until=lambda ids: self._ended(ids, until),
-        )
+        fitting = [prompt[-room:] for prompt in prompts]
+        rows = self._go_on(fitting, most, lambda ids: self._ended(ids, until), temperature)
         return [_cut(self.encoder.decode(ids), stops) for ids in rows]
 
     def _ended(self, ids: Sequence[int], until: Sequence[str]) -> bool:
@@ -131,6 +130,26 @@ class AhkioLM(TemplateLM):
             return False
         tail = self.encoder.decode(ids[-max(len(stop.encode()) for stop in until) - 4 :])
         return any(stop in tail for stop in until)
+
+
+class AhkioLM(HarnessLM):
+    """A model on one device."""
+
+    def __init__(self, model: Llama, encoder: Encoder, *, context: int, bos: bool, tokens_per_batch: int) -> None:
+        super().__init__(encoder, context=context, bos=bos)
+        self.model, self.tokens_per_batch = model, tokens_per_batch
+
+    def nats(self, texts: list[list[int]]) -> list[float]:
+        """Negative log-likelihood of each text's tokens after the first, which is only context."""
+        return [sum(losses) for losses in document_losses(self.model, texts, self.context, self.tokens_per_batch)]
+
+    def _score(self, requests: list[tuple[list[int], list[int]]]) -> list[tuple[float, bool]]:
+        return continuation_losses(self.model, requests, self.tokens_per_batch)
+
+    def _go_on(
+        self, prompts: list[list[int]], most: int, until: Callable[[list[int]], bool], temperature: float
+    ) -> list[list[int]]:
+        return generate(self.model, prompts, most, {self.encoder.eos}, temperature=temperature, until=until)
 
 
 Settings = tuple[tuple[str, ...], int, float]  # stop strings, most tokens, temperature

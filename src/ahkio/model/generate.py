@@ -37,7 +37,7 @@ def generate(
     for left in range(max_new, 0, -1):
         chosen_B = _choose(logits_BV, temperature, dice)
         chosen = chosen_B.tolist()
-        going = [row for row in going if _goes_on(chosen[row], new[owner[row]], stop, until)]
+        going = [row for row in going if goes_on(chosen[row], new[owner[row]], stop, until)]
         if not going or left == 1:
             break
         if 4 * len(going) <= 3 * len(owner):  # to drop rows is to copy the others
@@ -63,7 +63,7 @@ def _choose(logits_BV: Tensor, temperature: float, dice: torch.Generator) -> Ten
     return torch.multinomial((logits_BV / temperature).softmax(-1), 1, generator=dice)[:, 0]
 
 
-def _goes_on(token: int, new: list[int], stop: set[int], until: Callable[[list[int]], bool] | None) -> bool:
+def goes_on(token: int, new: list[int], stop: set[int], until: Callable[[list[int]], bool] | None) -> bool:
     """Add a row's chosen token to its new ones, unless it is one to stop at; return whether the row goes on."""
     if token in stop:
         return False

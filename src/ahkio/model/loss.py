@@ -1,12 +1,14 @@
 """The vocabulary loss, in chunks: logits of all tokens are never held at once."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.distributed import _functional_collectives as funcol
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Shard
+from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 from torch.distributed.tensor.parallel import loss_parallel
 
 from ahkio.model.operators import softmax_loss_
@@ -25,6 +27,48 @@ def token_losses(x_ND: Tensor, weight_VD: Tensor, labels_N: Tensor) -> Tensor:
             for x, labels in zip(x_ND.split(rows), labels_N.split(rows), strict=True)
         ]
     return torch.cat(pieces)
+
+
+class Answer(NamedTuple):
+    """What is said to each of N labels."""
+
+    losses_N: Tensor  # negative log-likelihood in nats, fp32
+    greedy_N: Tensor  # whether no other token is likelier
+    best_N: Tensor  # the likeliest token
+
+
+@torch.no_grad()
+def answer(x_ND: Tensor, weight_VD: Tensor, labels_N: Tensor) -> Answer:
+    """What hidden states say to their labels.
+
+    Where ranks hold parts of the vocabulary, `weight_VD` is a DTensor; each gets the whole answer.
+    """
+    first, ranks = 0, None
+    if isinstance(weight_VD, DTensor):
+        ranks, at = weight_VD.device_mesh, (weight_VD.shape, weight_VD.device_mesh, weight_VD.placements)
+        (first, *_), weight_VD = compute_local_shape_and_global_offset(*at)[1], weight_VD.to_local()
+    weight_VD = weight_VD.to(x_ND.dtype)
+    rows = chunk_rows(len(weight_VD))
+    pieces = [
+        _answer(F.linear(x, weight_VD).float(), labels, first, ranks)
+        for x, labels in zip(x_ND.split(rows), labels_N.split(rows), strict=True)
+    ]
+    return Answer(*map(torch.cat, zip(*pieces, strict=True)))
+
+
+def _answer(logits_NV: Tensor, labels_N: Tensor, first: int, ranks: DeviceMesh | None) -> Answer:
+    """The same of the logits of the tokens from `first` on; `ranks` have those of the others."""
+    own_N = labels_N - first
+    here_N = (own_N >= 0) & (own_N < logits_NV.shape[1])
+    chosen_N = logits_NV.gather(1, (own_N * here_N)[:, None])[:, 0] * here_N
+    (top_N, best_N), total_N = logits_NV.max(1), logits_NV.logsumexp(1)
+    if ranks is not None:
+        parts = (top_N, best_N + first, total_N, chosen_N)
+        top_RN, best_RN, total_RN, chosen_RN = (funcol.all_gather_tensor(part[None], 0, ranks) for part in parts)
+        top_N, which_N = top_RN.max(0)
+        best_N = best_RN.gather(0, which_N[None])[0]
+        total_N, chosen_N = total_RN.logsumexp(0), chosen_RN.sum(0)
+    return Answer(total_N - chosen_N, chosen_N >= top_N, best_N)
 
 
 def summed_loss(x_ND: Tensor, weight_VD: Tensor, labels_N: Tensor) -> Tensor:

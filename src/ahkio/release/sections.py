@@ -57,6 +57,7 @@ def training(train: Record, manifest: Record) -> str:
         f"{train('mfu', 'peak_flops') / 1e12:,.2f} TFLOP/s: {train('mfu', 'peak')})",
         f"**Loss:** {train('loss_first'):.3f} nats a token at the first step, {train('loss_last'):.3f} at the last; "
         f"a step's loss moves with the sources of its {train('rows_per_step'):,} row(s)",
+        *([f"**Forgetting budget:** {train('budget', 'verdict')}"] if "budget" in train.value else []),
         f"**Restarts:** {train('restarts')}",
         *_irregular(train),
     ]

@@ -43,43 +43,59 @@ def read_texts(folder: Path, facts: dict[str, Any], documents: int) -> Texts:
     return Texts(ids, [store.document_bytes(number) for number in numbers])
 
 
+class Window(NamedTuple):
+    """Tokens, of which the model reads all but the last and is asked about the last `scored`, for an owner's sake."""
+
+    ids: Sequence[int]
+    scored: int
+    owner: int
+
+
 def steps_of(texts: Texts, context: int, rows: Rows) -> Iterator[Batch]:
     """The texts in batches of a training step's shape, each token but the first of a document a label once.
 
-    A document longer than `context` tokens is read in windows that do not overlap, as in model/score.py. Rows are
-    filled up with a stretch that nothing is asked about.
+    A document longer than `context` tokens is read in windows that do not overlap, as in model/score.py.
     """
     windows = [ids[at : at + context + 1] for ids in texts.ids for at in range(0, len(ids) - 1, context)]
-    packed: list[list[list[int]]] = [[]]
+    for batch, _ in batches_of([Window(ids, len(ids) - 1, 0) for ids in windows], rows):
+        yield batch
+
+
+def batches_of(windows: Sequence[Window], rows: Rows) -> Iterator[tuple[Batch, Batch]]:
+    """Windows, none longer than a row, in batches of `rows`, filled up with stretches that nothing is asked about; each
+    with its like that has the owner in place of each label."""
+    packed: list[list[Window]] = [[]]
     room = rows.length
     for window in windows:
-        if len(window) - 1 > room:
+        if len(window.ids) - 1 > room:
             packed.append([])
             room = rows.length
         packed[-1].append(window)
-        room -= len(window) - 1
+        room -= len(window.ids) - 1
     packed += [[]] * (-len(packed) % rows.per_step)
     for at in range(0, len(packed), rows.per_step):
         yield _batch(packed[at : at + rows.per_step], rows.length)
 
 
-def _batch(packed: list[list[list[int]]], length: int) -> Batch:
+def _batch(packed: list[list[Window]], length: int) -> tuple[Batch, Batch]:
     ids_BT = np.zeros((len(packed), length), np.int64)
-    labels_BT = np.full_like(ids_BT, IGNORE)
+    labels_BT, owners_BT = np.full_like(ids_BT, IGNORE), np.full_like(ids_BT, IGNORE)
     positions_BT = np.zeros_like(ids_BT)
     lengths: list[int] = []
     padding: list[int] = []
     for b, windows in enumerate(packed):
-        sizes = [len(window) - 1 for window in windows]
+        sizes = [len(window.ids) - 1 for window in windows]
         padding.append(length - sum(sizes))
         sizes += padding[-1:] * (padding[-1] > 0)
         lengths += sizes
         for window, end in zip(windows, np.cumsum(sizes), strict=False):
-            span = slice(end - len(window) + 1, end)
-            ids_BT[b, span], labels_BT[b, span] = window[:-1], window[1:]
+            ids_BT[b, end - len(window.ids) + 1 : end] = window.ids[:-1]
+            labels_BT[b, end - window.scored : end] = window.ids[-window.scored :]
+            owners_BT[b, end - window.scored : end] = window.owner
         positions_BT[b] = np.concatenate([np.arange(size) for size in sizes])
     sources, none = ("",) * len(packed), (0,) * len(packed)
-    return Batch(ids_BT, labels_BT, positions_BT, np.array(lengths, np.int32), sources, none, none, tuple(padding))
+    batch = Batch(ids_BT, labels_BT, positions_BT, np.array(lengths, np.int32), sources, none, none, tuple(padding))
+    return batch, batch._replace(labels_BT=owners_BT)
 
 
 def text_ids(document: list[int], bos: int | None, eos: int) -> list[int]:

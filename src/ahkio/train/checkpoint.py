@@ -11,7 +11,7 @@ from torch.optim import Optimizer
 
 from ahkio.core import state
 from ahkio.core.errors import UserError
-from ahkio.core.stage import identity
+from ahkio.core.stage import Facts, identity
 from ahkio.tokens.batches import Batches, Ledger, audit
 from ahkio.train.earlier import adopt, is_past_of
 from ahkio.train.engine import Engine
@@ -30,6 +30,7 @@ class Progress:
     ledger: Ledger = field(default_factory=dict)
     read: Ledger = field(default_factory=dict)  # by this rank since the ledger was last brought up to date
     bits_per_byte: dict[str, list[tuple[int, float]]] = field(default_factory=dict)  # set: (steps finished, value)
+    tasks: dict[str, list[tuple[int, Facts]]] = field(default_factory=dict)  # task: (steps finished, metrics and more)
     losses: tuple[float, float] = (0.0, 0.0)  # of the first and of the last step
     recent: list[Measured] = field(default_factory=list)  # of the last steps
     skipped: list[dict[str, Any]] = field(default_factory=list)  # {"step", "loss", "grad_norm", "back_to"}
@@ -77,7 +78,7 @@ def restore(
     goes_on = bool(changes) and is_past_of(saved, replace(run, accept=False))
     if changes and not goes_on and not run.accept:
         refuse_foreign(changes[0], finished[-1])
-    progress = Progress(**{name: saved[name] for name in Progress.__dataclass_fields__ if name in saved})
+    progress = progress_of(saved)
     if changes:
         progress.continued += [{"run": saved.get("name", ""), "step": progress.step}]
     if not goes_on:
@@ -86,6 +87,11 @@ def restore(
     state.load(finished[-1], tensors)
     set_step(optimizer, progress.step - len(skipped_before(progress)))
     return progress
+
+
+def progress_of(saved: Mapping[str, Any]) -> Progress:
+    """How far the run had come whose state was saved."""
+    return Progress(**{name: saved[name] for name in Progress.__dataclass_fields__ if name in saved})
 
 
 def batches_read(run: "Train", progress: Progress) -> list[range]:

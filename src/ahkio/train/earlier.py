@@ -32,14 +32,16 @@ def adopt(run: "Train", out: Path) -> None:
     lawful = [one for one in found if is_past_of(one[1], run)]
     if not lawful:
         return
-    checkpoint, _ = max(lawful, key=lambda one: (-len(_changed(one[1], run)), one[1]["step"]))
+    checkpoint, saved = max(lawful, key=lambda one: (-len(_changed(one[1], run)), one[1]["step"]))
     earlier = checkpoint.parent.parent
-    draft = out / "checkpoints" / f"{checkpoint.name}.tmp"
-    shutil.rmtree(draft, ignore_errors=True)
-    shutil.copytree(checkpoint, draft, copy_function=_link)
+    held = [one for one in state.checkpoints(checkpoint.parent) if state.step_of(one) == saved.get("held")]
     if (earlier / METRICS).is_file():
         shutil.copy2(earlier / METRICS, out / METRICS)
-    draft.rename(draft.with_suffix(""))
+    for one in dict.fromkeys([*held, checkpoint]):
+        draft = out / "checkpoints" / f"{one.name}.tmp"
+        shutil.rmtree(draft, ignore_errors=True)
+        shutil.copytree(one, draft, copy_function=_link)
+        draft.rename(draft.with_suffix(""))
 
 
 def is_past_of(saved: Mapping[str, Any], run: "Train") -> bool:

@@ -15,10 +15,11 @@ from ahkio.model.llama import Llama
 from ahkio.model.parallel import Part
 from ahkio.model.shape import LlamaConfig
 from ahkio.tokens.batches import Batch, Rows
-from ahkio.train.losses import Inputs, read, together
+from ahkio.train.losses import Answers, Inputs, read, together
 from ahkio.train.objectives import NextToken
 
 SETTINGS = ("positions_BT", "bounds", "longest", "seen")  # of Part.forward, beside its input
+Total = Callable[[Llama | Part, Tensor, Tensor], Tensor]  # as NextToken.total
 DATA = ("replicate", "shard")  # the axes whose ranks read other rows
 TOKENS = (*DATA, "context")  # the axes whose ranks read other tokens
 
@@ -36,7 +37,7 @@ class Engine:
         self.pipe: Pipe | None = None
         if group.mesh.pipe > 1:
             assert micro is not None
-            self.pipe = Pipe([part for part in models if isinstance(part, Part)], objective, group, micro)
+            self.pipe = Pipe([part for part in models if isinstance(part, Part)], group, micro)
 
     @property
     def config(self) -> LlamaConfig:
@@ -48,27 +49,42 @@ class Engine:
         batches: this rank's micro-batches, as many on every rank.
         """
         count = max(1, self.count(batches))  # documents of one token may leave no label
-        return self._run(batches, count, learn=True) / count
+        return self._run(batches, self.objective.total, count, learn=True) / count
 
     @torch.no_grad()
     def total(self, batches: Sequence[Batch]) -> float:
         """The sum of the losses of the batches of all ranks, in nats."""
-        found = self._run(batches, 1, learn=False)
+        found = self._run(batches, self.objective.total, 1, learn=False)
+        self._rest()
+        return found
+
+    @torch.no_grad()
+    def answers(self, batches: Sequence[Batch], owners: Sequence[Batch], number: int) -> Tensor:
+        """What the model says to the labels of each of `number` owners, on all ranks, as Answers has it.
+
+        batches: this rank's micro-batches, as many on every rank; owners: the same with owners as labels.
+        """
+        asked = [read(batch, self.group.device, self.context).labels_BT for batch in owners]
+        answers = Answers(asked, number, self.group.device)
+        self._run(batches, answers.total, 1, learn=False)
+        self._rest()
+        return self.group.sum(answers.table, "pipe", *TOKENS)
+
+    def _rest(self) -> None:
         for model in self.models:
             if isinstance(model, Part):
                 model.rest()
-        return found
 
-    def _run(self, batches: Sequence[Batch], count: int, learn: bool) -> float:
+    def _run(self, batches: Sequence[Batch], total_of: Total, count: int, learn: bool) -> float:
         """The sum of all ranks' losses; where it is to learn, the gradients of that sum by `count`."""
         inputs = [read(batch, self.group.device, self.context) for batch in batches]
         total = torch.zeros((), device=self.group.device)
         if self.pipe:
-            total += self.pipe.run(inputs, count, learn)
+            total += self.pipe.run(inputs, total_of, count, learn)
         else:
             (model,) = self.models
             for one in inputs:
-                loss = self.objective.total(model, model(one.ids_BT, *one.settings), one.labels_BT)
+                loss = total_of(model, model(one.ids_BT, *one.settings), one.labels_BT)
                 if learn:
                     (loss / count).backward()
                 total += loss.detach()
@@ -110,9 +126,8 @@ class Pipe:
     """Forward and backward of a step's micro-batches along the axis `pipe`, by torch's 1F1B schedules: plain where each
     rank has one part of the model, interleaved where it has several."""
 
-    def __init__(self, parts: Sequence[Part], objective: NextToken, group: Group, micro: Rows):
+    def __init__(self, parts: Sequence[Part], group: Group, micro: Rows):
         self.parts, self.group, self.micro = parts, group, micro
-        self.count = 1
         ranks = group.axis("pipe")
         assert ranks is not None
         shape = (micro.per_step, micro.length // group.mesh.context // group.mesh.tensor, parts[0].config.width)
@@ -129,8 +144,7 @@ class Pipe:
             )
             for index, part in enumerate(parts)
         ]
-        last = parts[-1]
-        self.loss: Callable[[Tensor, Tensor], Tensor] = lambda x, labels: objective.total(last, x, labels) / self.count
+        self.loss: Callable[[Tensor, Tensor], Tensor]  # of the run at hand
         self.schedule: Schedule1F1B | ScheduleInterleaved1F1B | None = None
         self.tied = self._ends() if parts[0].config.tied else None
 
@@ -150,9 +164,9 @@ class Pipe:
         group, _ = dist.new_subgroups_by_enumeration([[line[0], line[-1]] for line in lines])
         return group
 
-    def run(self, inputs: Sequence[Inputs], count: int, learn: bool) -> Tensor:
+    def run(self, inputs: Sequence[Inputs], total_of: Total, count: int, learn: bool) -> Tensor:
         """The sum of the losses in nats on the last rank, 0 on the others."""
-        self.count = count
+        self.loss = lambda x, labels: total_of(self.parts[-1], x, labels) / count
         if self.schedule is None:
             self.schedule = self._open(len(inputs))
         whole = together(inputs)
@@ -167,8 +181,11 @@ class Pipe:
 
     def _open(self, micro_batches: int) -> Schedule1F1B | ScheduleInterleaved1F1B:
         if len(self.stages) == 1:
-            return Schedule1F1B(self.stages[0], micro_batches, self.loss, scale_grads=False)
-        return ScheduleInterleaved1F1B(self.stages, micro_batches, self.loss, scale_grads=False)
+            return Schedule1F1B(self.stages[0], micro_batches, self._loss, scale_grads=False)
+        return ScheduleInterleaved1F1B(self.stages, micro_batches, self._loss, scale_grads=False)
+
+    def _loss(self, x: Tensor, labels: Tensor) -> Tensor:
+        return self.loss(x, labels)
 
     def _sum_tied(self) -> None:
         """Give both copies of a tied embedding the gradient of both."""

@@ -3,7 +3,8 @@
 import json
 import math
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 from time import perf_counter
@@ -19,6 +20,7 @@ from ahkio.core.group import Group, joined, limit_waits
 from ahkio.core.log import Log, open_log
 from ahkio.core.stage import Facts, Inputs, identity
 from ahkio.core.stop import Paused, asked_to_stop
+from ahkio.evaluate.evaluate import NO_HARNESS, has_harness
 from ahkio.model.float8 import to_float8
 from ahkio.model.hub import load_model, save_model, write_shards
 from ahkio.model.llama import Llama
@@ -26,7 +28,7 @@ from ahkio.model.parallel import How, open_parts
 from ahkio.model.shape import read_config
 from ahkio.tokens.batches import Batch, Batches, add, audit, counts_in, merged, open_batches
 from ahkio.tokens.heldout import Texts, read_texts
-from ahkio.train.checkpoint import Progress, batches_read, open_saver, restore, resume
+from ahkio.train.checkpoint import Progress, batches_read, open_saver, progress_of, restore, resume
 from ahkio.train.engine import Engine
 from ahkio.train.measure import measure
 from ahkio.train.optimizer import state_tensors
@@ -39,6 +41,7 @@ if TYPE_CHECKING:
     from ahkio.train.train import Settled as Train
 
 Stop = Callable[[], type[KeyboardInterrupt] | None]
+Ask = Callable[[], dict[str, Facts]]  # what the model now answers to the run's tasks
 
 
 class Running(NamedTuple):
@@ -50,6 +53,7 @@ class Running(NamedTuple):
     optimizer: Optimizer
     batches: Batches
     sets: Mapping[str, Texts]
+    ask: Ask
     log: Log
     saver: state.Saver
     mfu: float  # of one token a second
@@ -72,6 +76,7 @@ def train(run: "Train", out: Path, inputs: Inputs) -> Facts:
             optimizer = run.optimizer.build(*engine.models)
             progress = resume(run, out, engine, optimizer, batches)
             with (
+                asking(run, inputs, engine) as ask,
                 open_log(out, run.steps, "train", group.first) as log,
                 open_saver(run, out, engine, optimizer) as saver,
             ):
@@ -79,12 +84,13 @@ def train(run: "Train", out: Path, inputs: Inputs) -> Facts:
                 if progress.step:
                     earlier = f" of {progress.continued[-1]['run']}" if progress.continued else ""
                     log.note(f"train: goes on after {progress.step:,} of {run.steps:,} steps{earlier}")
-                take_steps(
-                    Running(run, out, engine, optimizer, batches, sets, log, saver, mfu_of(run, engine)), progress, stop
-                )
+                mfu = mfu_of(run, engine)
+                take_steps(Running(run, out, engine, optimizer, batches, sets, ask, log, saver, mfu), progress, stop)
         audit(progress.ledger, batches.plan, batches_read(run, progress))
-        write_model(out, engine)
-        return facts_of(run, engine, progress)
+        learnt = chosen(run, out, group, progress)
+        write_model(out, engine, learnt.step, newest=learnt.step == progress.step)
+        documents = {name: len(texts.ids) for name, texts in sets.items()}
+        return facts_of(run, engine, progress, learnt, documents)
 
 
 def open_engine(run: "Train", start: Path, group: Group) -> Engine:
@@ -103,6 +109,20 @@ def open_engine(run: "Train", start: Path, group: Group) -> Engine:
     return Engine(parts, run.objective, group, replace(run.rows, per_step=run.micro_rows))
 
 
+@contextmanager
+def asking(run: "Train", inputs: Inputs, engine: Engine) -> Iterator[Ask]:
+    """What puts the run's tasks; lm-eval is only imported where there are any."""
+    if not run.tasks:
+        yield dict
+        return
+    if not has_harness():
+        raise UserError(NO_HARNESS)
+    from ahkio.train.ask import open_tasks
+
+    with open_tasks(run, inputs, engine) as ask:
+        yield ask
+
+
 def check_tokens(run: "Train", inputs: Inputs, vocab: int) -> None:
     """Refuse tokens that the model to start from would not read as they were meant."""
     start = inputs[run.start].path
@@ -118,20 +138,31 @@ def check_tokens(run: "Train", inputs: Inputs, vocab: int) -> None:
             )
 
 
-def write_model(out: Path, engine: Engine) -> None:
-    """The weights in fp32 as a Hugging Face folder: from memory, or from the last checkpoint, a file on each rank in
-    turn."""
+def chosen(run: "Train", out: Path, group: Group, progress: Progress) -> Progress:
+    """How far the run had come with the model that it gives."""
+    step = run.budget.model_step(progress.bits_per_byte, progress.step, run.steps)
+    if step == progress.step:
+        return progress
+    group.wait()  # for whoever still publishes
+    checkpoint = state.checkpoint_of(out / "checkpoints", step)
+    if not (checkpoint / state.STATE).is_file():
+        raise UserError(f"{checkpoint} held the budget, but is gone; build with another budget, or anew.")
+    return progress_of(state.read_state(checkpoint, group))
+
+
+def write_model(out: Path, engine: Engine, step: int, newest: bool) -> None:
+    """The weights after `step` in fp32 as a Hugging Face folder: from memory if they are the `newest`, or from the
+    checkpoint, a file on each rank in turn."""
     folder, group = out / "model", engine.group
     if group.first:
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir()
     group.wait()
     (model, *_) = engine.models
-    if isinstance(model, Llama):
+    if isinstance(model, Llama) and newest:
         save_model(model, folder, torch.float32)
     else:
-        (checkpoint,) = state.checkpoints(out / "checkpoints")[-1:]
-        write_shards(checkpoint, engine.config, folder, group)
+        write_shards(state.checkpoint_of(out / "checkpoints", step), engine.config, folder, group)
     group.wait()
 
 
@@ -139,16 +170,16 @@ def take_steps(at: Running, progress: Progress, stop: Stop) -> None:
     """From where the run is to its end; `progress` is kept up with it."""
     run, group = at.run, at.engine.group
     catch_up(at, progress)
-    while progress.step < run.steps:
+    while progress.step < run.steps and not run.budget.stops(progress.bits_per_byte, run.steps):
         if progress.step in {one["step"] for one in progress.skipped}:
             progress.step += 1
         elif not (step := take_step(at, progress)).taken:
             go_back(at, progress, step)
             continue
-        if due(progress.step, run.measure_every, run.steps):
-            note_bits(at, progress)
+        if measures(run, progress.step):
+            note_measured(at, progress)
         stopping = agreed(stop, group)
-        if due(progress.step, run.save_every, run.steps) or stopping:
+        if saves(run, progress) or stopping:
             save(at, progress)
         if stopping:
             at.saver.wait()
@@ -158,10 +189,11 @@ def take_steps(at: Running, progress: Progress, stop: Stop) -> None:
 
 def catch_up(at: Running, progress: Progress) -> None:
     """Measure what was due when the run last stopped."""
-    if due(progress.step, at.run.measure_every, at.run.steps) or progress.step == 0:
-        measured = max((points[-1][0] for points in progress.bits_per_byte.values()), default=-1)
+    if measures(at.run, progress.step) or progress.step == 0:
+        steps = [points[-1][0] for curves in (progress.bits_per_byte, progress.tasks) for points in curves.values()]
+        measured = max(steps, default=-1)
         if measured < progress.step:
-            note_bits(at, progress)
+            note_measured(at, progress)
 
 
 def take_step(at: Running, progress: Progress) -> Step:
@@ -185,6 +217,15 @@ def take_step(at: Running, progress: Progress) -> Step:
 def due(done: int, every: int, steps: int) -> bool:
     """Whether something done every so many steps, and after the last, is to be done after `done` steps."""
     return done == steps or (every > 0 and done > 0 and done % every == 0)
+
+
+def measures(run: "Train", done: int) -> bool:
+    return due(done, run.measure_every, run.steps) or run.budget.due(done, run.steps)
+
+
+def saves(run: "Train", progress: Progress) -> bool:
+    wanted = run.budget.saves(progress.bits_per_byte, progress.step, run.steps)
+    return wanted or due(progress.step, run.save_every, run.steps)
 
 
 def agreed(stop: Stop, group: Group) -> type[KeyboardInterrupt] | None:
@@ -216,17 +257,35 @@ def save(at: Running, progress: Progress) -> None:
     """Begin the checkpoint of the steps so far, with what all ranks have read in the ledger."""
     progress.ledger = merged([progress.ledger, *at.engine.group.gather(progress.read)], at.batches.plan)
     progress.read = {}
-    at.saver.save(progress.step, asdict(progress) | {"name": artifact_of(at.out).name, "run": identity(at.run)})
+    held = at.run.budget.held(progress.bits_per_byte, at.run.steps)
+    told = {"name": artifact_of(at.out).name, "run": identity(at.run), "held": held}
+    at.saver.save(progress.step, asdict(progress) | told, dear=held)
 
 
-def note_bits(at: Running, progress: Progress) -> None:
-    at.engine.group.come_to(f"the measuring after {progress.step} steps")
-    found = measure(at.engine, at.sets, at.run.heldout_context, at.run.rows, at.run.micro_rows)
+def note_measured(at: Running, progress: Progress) -> None:
+    """Measure and ask, and judge the budget by it. All ranks go by what the first one found."""
+    run, group, step = at.run, at.engine.group, progress.step
+    group.come_to(f"the measuring after {step} steps")
+    found = group.gather(measure(at.engine, at.sets, run.heldout_context, run.rows, run.micro_rows))[0]
     for name, value in found.items():
-        progress.bits_per_byte.setdefault(name, []).append((progress.step, value))
+        progress.bits_per_byte.setdefault(name, []).append((step, value))
     if found:
         figures = ", ".join(f"{name} {value:.4f}" for name, value in found.items())
-        at.log.note(f"train: bits per byte after step {progress.step:,}: {figures}")
+        at.log.note(f"train: bits per byte after step {step:,}: {figures}")
+    for name, facts in group.gather(at.ask())[0].items():
+        progress.tasks.setdefault(name, []).append((step, facts))
+        figures = ", ".join(f"{metric} {value:.4f}" for metric, value in facts["metrics"].items())
+        at.log.note(f"train: {name} after step {step:,}: {figures} ({facts['items']:,} items)")
+    if run.budget.due(step, run.steps):
+        note_judged(at, progress)
+
+
+def note_judged(at: Running, progress: Progress) -> None:
+    budget = at.run.budget
+    one = budget.judged(progress.bits_per_byte, at.run.steps)[-1]
+    bits = {f"bits_per_byte/{name}": progress.bits_per_byte[name][-1][1] for name in one.changes}
+    at.log.point(progress.step - 1, **bits, **{f"budget/{name}": change for name, change in one.changes.items()})
+    at.log.note(f"train: the budget {'is broken' if one.over else 'holds'}: {budget.told(one)}")
 
 
 # ---------------------------------------------------------------------------------------------------------------------

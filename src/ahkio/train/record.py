@@ -1,5 +1,6 @@
 """What the manifest, the card and the report are told of a run."""
 
+from collections.abc import Mapping
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
@@ -21,15 +22,18 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp8": torch.bfloat16} 
 MFU_FORMULA = "tokens/s x (6 x weights in products + 6 x layers x heads x head width x row length, causal) / peak"
 
 
-def facts_of(run: "Train", engine: Engine, progress: Progress) -> Facts:
-    """What the manifest, the card and the report say of the run."""
-    rate = run.tokens / progress.seconds
+def facts_of(run: "Train", engine: Engine, progress: Progress, learnt: Progress, documents: Mapping[str, int]) -> Facts:
+    """What the manifest, the card and the report say of the run, which ended at `progress` and gives the model of
+    `learnt`; `documents` are those of each held-out set."""
+    step_tokens = run.rows.per_step * run.rows.length
+    rate = progress.step * step_tokens / progress.seconds
     peak, found = peak_of(run, engine.group.device.type)
     peak *= run.mesh.devices
+    budget = run.budget.facts(progress.bits_per_byte, documents, progress.step, run.steps) if run.budget.limits else {}
     return {
-        "steps": run.steps,
-        "tokens": run.tokens,
-        "trained_tokens": sum(int(source["trained_tokens"]) for source in progress.ledger.values()),
+        "steps": learnt.step,
+        "tokens": learnt.step * step_tokens,
+        "trained_tokens": sum(int(source["trained_tokens"]) for source in learnt.ledger.values()),
         "parameters": engine.config.parameters,
         "seconds": round(progress.seconds, 2),
         "tokens_per_second": round(rate, 1),
@@ -45,16 +49,17 @@ def facts_of(run: "Train", engine: Engine, progress: Progress) -> Facts:
         "rows_per_step": run.rows.per_step,
         "row_length": run.rows.length,
         "documents": run.rows.documents,
-        "ledger": shares_of(progress.ledger),
+        "ledger": shares_of(learnt.ledger),
         "bits_per_byte": progress.bits_per_byte,
-        "loss_first": progress.losses[0],
-        "loss_last": progress.losses[1],
+        "tasks": progress.tasks,
+        "loss_first": learnt.losses[0],
+        "loss_last": learnt.losses[1],
         "restarts": progress.restarts,
         "skipped": progress.skipped,
         "accepted": progress.accepted,
         "continued": progress.continued,
         "hardware": hardware(engine.group),
-    }
+    } | ({"budget": budget} if budget else {})
 
 
 def mfu_of(run: "Train", engine: Engine) -> float:

@@ -10,10 +10,13 @@ from ahkio.core.config import how
 from ahkio.core.errors import UserError
 from ahkio.core.mesh import Mesh
 from ahkio.core.stage import Facts, Inputs, Known, Stage
+from ahkio.evaluate.asked import Asked
+from ahkio.evaluate.evaluate import NO_HARNESS, has_harness
 from ahkio.model.shape import LlamaConfig, Recompute, RopeScaling
 from ahkio.tokens.batches import Rows, plan_of
 from ahkio.tokens.heldout import HeldOut
 from ahkio.tokens.mixture import Epochs, Mix, Plan
+from ahkio.train.budget import Budget
 from ahkio.train.estimate import Setup, memory
 from ahkio.train.objectives import NextToken
 from ahkio.train.optimizer import WSD, AdamW, Cosine
@@ -29,7 +32,8 @@ class Train(Stage):
     A budget of epochs becomes a number when the tokens are known: see `settled`.
 
     model/               the weights in fp32 as a Hugging Face folder without tokenizer
-    checkpoints/step-N/  the last checkpoint, with the optimizer's state and the ledger
+    checkpoints/step-N/  the last checkpoint, with the optimizer's state and the ledger; and that of the model, where
+                         the budget chose an earlier one
     metrics.jsonl, tensorboard/
     """
 
@@ -46,8 +50,10 @@ class Train(Stage):
     precision: Literal["fp32", "bf16", "fp8"] = "bf16"  # of activations and products; weights and optimizer stay fp32
     heldout: tuple[HeldOut, ...] = ()  # bits per byte on these in the loop
     heldout_documents: int = 0  # the first so many of each; 0: all
-    heldout_context: int = 1024  # tokens
-    measure_every: int = how(0)  # steps; 0: before the first step and after the last only
+    heldout_context: int = 1024  # tokens; of tasks too
+    tasks: tuple[Asked, ...] = ()  # asked in the loop when it is measured
+    budget: Budget = Budget()  # of what may be forgotten
+    measure_every: int = how(0)  # steps; 0: before the first step, where the budget asks, and after the last
     save_every: int = how(100)  # steps between checkpoints
     keep: int = how(1)  # of the newest checkpoints
     keep_every: int = how(0)  # steps; checkpoints of multiples of it are kept as well
@@ -68,7 +74,11 @@ class Train(Stage):
             check_source(self.steps, self.mix)
         elif self.steps < 1:
             raise UserError(f"steps is {self.steps}; a run has at least 1.")
-        if self.mesh.pipe > 1 and self.heldout and self.heldout_context > self.rows.length:
+        self.budget.check([held.name for held in self.heldout])
+        names = [asked.name for asked in self.tasks]
+        if len(set(names)) < len(names):
+            raise UserError(f"tasks names one twice ({', '.join(names)}); ask each task once.")
+        if self.mesh.pipe > 1 and (self.heldout or self.tasks) and self.heldout_context > self.rows.length:
             raise UserError(
                 f"heldout_context is {self.heldout_context}, but on a pipe texts go through in rows of training, which "
                 f"have {self.rows.length} tokens; make it that, or less."
@@ -132,6 +142,8 @@ class Train(Stage):
             return {"refusal": str(error)}
 
     def _forecast(self, known: Known) -> Facts:
+        if self.tasks and not has_harness():
+            raise UserError(NO_HARNESS)
         if isinstance(self.steps, Epochs):
             return self._forecast_settled(self.steps, known)
         facts: Facts = {"steps": self.steps, "tokens": self.tokens, "sources": {}, "warnings": []}
