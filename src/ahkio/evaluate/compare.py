@@ -96,7 +96,14 @@ def _bits_rows(name: str, items: tuple[Items, Items], settings: dict[str, int]) 
     if not items[0]:
         yield {"kind": BITS, "set": name, "why": NOTHING_SHARED}
     else:
-        yield _row(BITS, name, "bits per byte", "lower", bits_per_byte_difference(*items, **settings), len(items[0]))
+        yield _row(
+            BITS,
+            name,
+            "bits per byte",
+            "lower",
+            bits_per_byte_difference(items[0], items[1], **settings),
+            len(items[0]),
+        )
 
 
 def _task_rows(name: str, metrics: list[str], items: tuple[Items, Items], settings: dict[str, int]) -> Iterator[Facts]:
@@ -107,9 +114,9 @@ def _task_rows(name: str, metrics: list[str], items: tuple[Items, Items], settin
     for metric in metrics:
         family, _, tokenize = metric.partition("_")
         if family in SCORES and "hypothesis" in items[0][0]:
-            shift = text_difference(*items, metric=family, tokenize=tokenize, **settings)
+            shift = text_difference(items[0], items[1], metric=family, tokenize=tokenize, **settings)
         elif all(metric in side[0] for side in items):
-            shift = accuracy_difference(*items, metric=metric, **settings)
+            shift = accuracy_difference(items[0], items[1], metric=metric, **settings)
         else:
             yield {"kind": "task", "set": f"{name} ({metric})", "why": "not in the items of both"}
             continue
