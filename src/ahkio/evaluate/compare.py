@@ -75,7 +75,7 @@ def compare(before: Artifact, after: Artifact, *, common: bool, resamples: int =
     not only what they have in `common` is wanted, and where they have nothing in common.
     """
     (sets, no_sets), (tasks, no_tasks) = names_of(before, after, BITS), names_of(before, after, TASKS)
-    settings = {"resamples": resamples, "seed": seed}
+    settings: dict[str, Any] = {"resamples": resamples, "seed": seed}
     found = [*no_sets, *no_tasks]
     for name in sets:
         found += _bits_rows(name, paired_documents(before, after, name, common), settings)
@@ -91,7 +91,7 @@ def compare(before: Artifact, after: Artifact, *, common: bool, resamples: int =
     return {"rows": rows} | told | {"level": LEVEL, "power": POWER}
 
 
-def _bits_rows(name: str, items: tuple[Items, Items], settings: dict[str, int]) -> Iterator[Facts]:
+def _bits_rows(name: str, items: tuple[Items, Items], settings: dict[str, Any]) -> Iterator[Facts]:
     """The row of a held-out set, or the record that it is missing."""
     if not items[0]:
         yield {"kind": BITS, "set": name, "why": NOTHING_SHARED}
@@ -106,7 +106,7 @@ def _bits_rows(name: str, items: tuple[Items, Items], settings: dict[str, int]) 
         )
 
 
-def _task_rows(name: str, metrics: list[str], items: tuple[Items, Items], settings: dict[str, int]) -> Iterator[Facts]:
+def _task_rows(name: str, metrics: list[str], items: tuple[Items, Items], settings: dict[str, Any]) -> Iterator[Facts]:
     """A row for each metric that one of the two states, or the record that it is missing."""
     if not items[0]:
         yield {"kind": "task", "set": name, "why": NOTHING_SHARED}

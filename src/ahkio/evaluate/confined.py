@@ -42,7 +42,7 @@ def main(program: str, limits: dict[str, Any]) -> int:
     if child == 0:
         os._exit(stand_by(source, Path(program), limits))
     signal.signal(signal.SIGALRM, lambda *_: os._exit(OUT_OF_TIME))  # and with this process its child
-    signal.alarm(2 * limits["seconds"])
+    signal.alarm(limits["clock_seconds"])
     return ended(child)
 
 
