@@ -139,8 +139,9 @@ def _prepare(name: str, task: ConfigurableTask, line: Benchmark) -> None:
         raise UserError(f"{name} has no metric {min(unknown)!r}; it has: {', '.join(_metric_names(task))}.")
     task.set_config(key="num_fewshot", value=line.shots)
     task.set_fewshot_seed(FEWSHOT_SEED)
-    if line.shots and len(task.sampler.df) < line.shots:
-        raise UserError(f"{name} has {len(task.sampler.df)} examples, and {line.shots} are to stand in its prompts.")
+    need = line.shots + (task.fewshot_cfg.split == task.config.test_split)  # lm-eval then draws one more
+    if line.shots and len(task.sampler.df) < need:
+        raise UserError(f"{name} has {len(task.sampler.df)} examples, and {need} are needed for its prompts.")
 
 
 def _benchmark_result(line: Benchmark, loaded: Facts, said: Facts, lm: LM) -> TaskResult:

@@ -6,17 +6,18 @@ files of FLORES-200: in a mirror, facebook/flores holds its archive, unpacked: d
 """
 
 import contextlib
+import json
 from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import datasets
+import pyarrow.parquet
 
 from ahkio.core.errors import UserError
 
 FLORES = "facebook/flores"
-READERS = {".parquet": "parquet", ".jsonl": "json", ".json": "json"}
 load_dataset = datasets.load_dataset
 
 
@@ -53,19 +54,32 @@ def _local(mirror: Path, path: str, name: str | None, cache: Path) -> Any:
     if card.is_file() and "configs:" in card.read_text(encoding="utf-8"):
         return load_dataset(str(folder), name, cache_dir=str(cache))
     files = _by_split(folder / name if name else folder)
-    reader = READERS[Path(next(iter(files.values()))[0]).suffix]
-    return load_dataset(reader, data_files=files, cache_dir=str(cache))
+    tables = {
+        split: datasets.concatenate_datasets([READERS[path.suffix](path) for path in files[split]]) for split in files
+    }
+    return datasets.DatasetDict(tables)
 
 
-def _by_split(folder: Path) -> dict[str, list[str]]:
+def _by_split(folder: Path) -> dict[str, list[Path]]:
     """The data files of a folder: test.jsonl and test-00000-of-00001.parquet are of the split "test"."""
-    files: dict[str, list[str]] = defaultdict(list)
+    files: dict[str, list[Path]] = defaultdict(list)
     for path in sorted(folder.rglob("*")):
         if path.suffix in READERS:
-            files[path.name.partition(".")[0].partition("-")[0]].append(str(path))
+            files[path.name.partition(".")[0].partition("-")[0]].append(path)
     if not files:
         raise FileNotFoundError(f"{folder} has no parquet or JSON lines")
     return dict(files)
+
+
+def _json_lines(path: Path) -> Any:
+    return datasets.Dataset.from_list([json.loads(line) for line in path.read_bytes().splitlines() if line.strip()])
+
+
+def _parquet(path: Path) -> Any:
+    return datasets.Dataset(pyarrow.parquet.read_table(path))
+
+
+READERS = {".jsonl": _json_lines, ".parquet": _parquet}
 
 
 def _flores(folder: Path, name: str) -> Any:
