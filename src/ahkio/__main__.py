@@ -7,13 +7,13 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from ahkio.commands import build, generate, peek, plan, show, submit, tokenize, tokenizer
+from ahkio.commands import benchmarks, build, generate, peek, plan, show, submit, tokenize, tokenizer
 from ahkio.core.errors import Lost, UserError
 from ahkio.core.machine import keep_freed_memory, package_version
 from ahkio.core.stop import REQUEUE, Paused, pausing
 from ahkio.launch.local import has_refused, refused
 
-COMMANDS = (plan, build, show, peek, generate, submit, tokenize, tokenizer)
+COMMANDS = (plan, build, show, peek, benchmarks, generate, submit, tokenize, tokenizer)
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 FAILED, BAD_INPUT, INTERRUPTED = 1, 2, 130
 

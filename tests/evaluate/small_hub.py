@@ -3,6 +3,8 @@
 import json
 from pathlib import Path
 
+import pyarrow.parquet
+
 from ahkio.evaluate.templates import SUBJECTS
 
 
@@ -112,7 +114,7 @@ for subject in SUBJECTS:
         [mmlu(f"{of}Montako kylkiluuta?", ["2", "8", "24", "99"], 2)],
         ("dev", "test"),
     )
-
+PARQUET = ("openai/gsm8k",)
 FLORES = {
     "dev": {"eng_Latn": "The snow is deep.", "fin_Latn": "Lumi on syvää."},
     "devtest": {"eng_Latn": "The reindeer pulls the sledge.", "fin_Latn": "Poro vetää ahkiota."},
@@ -126,9 +128,9 @@ def write_hub(folder: Path, examples: int = 1, leave_out: str = "") -> Path:
     """
     for (repo, config), (example, scored, (train, test)) in SETS.items():
         if repo != leave_out:
-            place = folder / repo / (config or "")
-            write(place / f"{train}.jsonl", [numbered(example, n) for n in (0, *range(examples))] if example else [])
-            write(place / f"{test}.jsonl", scored)
+            place, parts = folder / repo / (config or ""), "-00000-of-00001.parquet" if repo in PARQUET else ".jsonl"
+            write(place / f"{train}{parts}", [numbered(example, n) for n in (0, *range(examples))] if example else [])
+            write(place / f"{test}{parts}", scored)
     for split, lines in FLORES.items():
         for code, line in lines.items():
             path = folder / "facebook" / "flores" / split / f"{code}.{split}"
@@ -145,4 +147,7 @@ def numbered(row, number):
 def write(path, rows):
     if rows:
         path.parent.mkdir(parents=True, exist_ok=True)
+        if path.suffix == ".parquet":
+            pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), path)
+            return
         path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")

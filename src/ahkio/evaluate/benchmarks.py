@@ -40,7 +40,8 @@ class Preset:
     hellaswag: str
 
 
-PRESETS = {
+PresetName = Literal["poro2-2025", "today"]
+PRESETS: dict[PresetName, Preset] = {
     # as Poro 2 was measured: lm-eval put no BOS before a prompt then, and HellaSwag in Finnish was read by acc
     "poro2-2025": Preset(bos=False, hellaswag="acc"),
     # as lm-eval does it now: BOS where the tokenizer has one; and one metric for HellaSwag in all languages
@@ -59,7 +60,7 @@ class Benchmarks:
     """
 
     languages: tuple[str, ...] = ("en", "fi")
-    preset: Literal["poro2-2025", "today"] = "today"
+    preset: PresetName = "today"
     suites: tuple[str, ...] = SUITES
     others: tuple[Benchmark, ...] = ()
     folder: str = ""
@@ -130,6 +131,3 @@ def translations(code: str) -> list[tuple[str, Benchmark]]:
     metrics = ("bleu_flores200", "chrf")
     ways = (("en", code), (code, "en"))
     return [("flores", Benchmark(f"flores200_{a}_{b}", 8, metrics, "FLORES-200", f"{a}-{b}")) for a, b in ways]
-
-
-PORO2_TABLE = Benchmarks(languages=("en", "fi"), preset="poro2-2025")
