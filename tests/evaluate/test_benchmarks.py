@@ -150,7 +150,6 @@ def test_a_figure_is_the_mean_of_its_items(made):
 def test_items_that_do_not_fit_the_context_are_counted(made):
     cut = {name: task["cut"] for name, task in made.facts["tasks"].items()}
     assert cut["arc_challenge"] == 2  # 25 examples are more than 512 of this tokenizer's tokens
-    assert cut["mmlu_fi"] == 57 or cut["mmlu_fi"] == 0
     assert cut["truthfulqa_mc2"] == 1
 
 

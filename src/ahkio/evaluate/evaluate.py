@@ -47,13 +47,8 @@ class Evaluate(Stage):
 
     model: Stage  # its artifact is a Hugging Face folder
     heldout: tuple[HeldOut, ...]
-    questions: Questions | None = None
-    tasks: tuple[str, ...] = (
-        "translation_choice",
-        "continuation_choice",
-        "translate_en_fi",
-        "translate_fi_en",
-    )  # on them
+    questions: Questions | None = None  # which `tasks` are put on
+    tasks: tuple[str, ...] = ("translation_choice", "continuation_choice", "translate_en_fi", "translate_fi_en")
     benchmarks: Benchmarks = Benchmarks(languages=())
     prompts: tuple[str, ...] = ()  # continued freely, to be shown side by side
     prompt_tokens: int = 60  # at most so many new tokens after each of them
@@ -76,7 +71,7 @@ class Evaluate(Stage):
 
     def identity(self) -> Facts:
         """What the tasks' files say is part of what is measured."""
-        return {name: sha256(task_file(name)) for name in self.tasks}
+        return {name: sha256(task_file(name)) for name in self.tasks if self.questions}
 
     def forecast(self, known: Known) -> Facts:
         return {} if _has_harness() else {"refusal": NO_HARNESS}

@@ -54,10 +54,7 @@ def _local(mirror: Path, path: str, name: str | None, cache: Path) -> Any:
     if card.is_file() and "configs:" in card.read_text(encoding="utf-8"):
         return load_dataset(str(folder), name, cache_dir=str(cache))
     files = _by_split(folder / name if name else folder)
-    tables = {
-        split: datasets.concatenate_datasets([READERS[path.suffix](path) for path in files[split]]) for split in files
-    }
-    return datasets.DatasetDict(tables)
+    return datasets.DatasetDict({split: _table(paths) for split, paths in files.items()})
 
 
 def _by_split(folder: Path) -> dict[str, list[Path]]:
@@ -69,6 +66,10 @@ def _by_split(folder: Path) -> dict[str, list[Path]]:
     if not files:
         raise FileNotFoundError(f"{folder} has no parquet or JSON lines")
     return dict(files)
+
+
+def _table(paths: list[Path]) -> Any:
+    return datasets.concatenate_datasets([READERS[path.suffix](path) for path in paths])
 
 
 def _json_lines(path: Path) -> Any:
