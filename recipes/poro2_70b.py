@@ -3,7 +3,7 @@
 Card      that of the Poro 2 family, for 70B
 Cost      512 GCDs of MI250X in this mesh. TP 8 and PP 8 are published, the number of nodes is not: 8 replicas are ours.
           Not run by us at this size
-Missing   as in poro2_8b.py
+Missing   an evaluation on several devices: 70B are measured on one that holds them, in bfloat16 141 GB
 """
 
 from dataclasses import replace
@@ -11,6 +11,7 @@ from dataclasses import replace
 import poro2_8b
 
 from ahkio.core.mesh import Mesh
+from ahkio.evaluate.compare import Compare
 
 LLAMA_3_1_70B = replace(poro2_8b.LLAMA_3_1_8B, layers=80, width=8192, heads=64, ffn=28672)
 
@@ -28,3 +29,7 @@ TRAIN = replace(
 )
 
 EXPORT = replace(poro2_8b.EXPORT, train=TRAIN, base=BASE)
+
+BEFORE = replace(poro2_8b.BEFORE, model=BASE)
+AFTER = replace(poro2_8b.AFTER, model=EXPORT)
+COMPARISON = Compare(before=BEFORE, after=AFTER)

@@ -8,12 +8,14 @@ from itertools import groupby
 import pytest
 import torch
 from lm_eval.api.instance import Instance
+from small_hub import write_hub
 from small_world import FINNISH, SmallCorpus, SmallModel, quiet
 
 from ahkio.core.errors import UserError
 from ahkio.core.stage import build
+from ahkio.evaluate.benchmarks import Benchmarks
 from ahkio.evaluate.evaluate import task_file
-from ahkio.evaluate.harness import load_task
+from ahkio.evaluate.harness import load_task, run_benchmarks
 from ahkio.evaluate.lm import load_lm
 from ahkio.evaluate.questions import Questions
 from ahkio.model import prefix
@@ -149,3 +151,19 @@ def test_what_cannot_fit_or_is_not_supported_is_refused_in_one_sentence(pair):
         pair[0].generate_until(instances("generate_until", ("a", {"until": ["."], "max_gen_toks": 999})))
     with pytest.raises(UserError, match="'num_beams' of a task is not supported"):
         pair[0].generate_until(instances("generate_until", ("a", {"until": ["."], "num_beams": 4})))
+
+
+def test_benchmarks_have_item_for_item_the_likelihoods_and_scores_that_hflm_gives(pair, tmp_path):
+    """With more examples than the context holds, so that ARC's and HellaSwag's prompts are cut."""
+    hub = write_hub(tmp_path / "hub", examples=25)
+    table = Benchmarks(languages=("en", "fi"), suites=("arc", "hellaswag", "truthfulqa"), mirror=str(hub))
+    found = [dict(run_benchmarks(lm, table, limit=0)) for lm in pair]
+    assert len(found[0]) == 6
+    for line, ours in found[0].items():
+        reference = found[1][line]
+        assert ours.facts["hash"] == reference.facts["hash"]
+        for task in ours.samples:
+            for a, b in zip(ours.samples[task], reference.samples[task], strict=True):
+                assert_same_likelihoods(a["filtered_resps"], b["filtered_resps"])
+        for a, b in zip(ours.items, reference.items, strict=True):
+            assert a == pytest.approx(b, abs=1e-5)

@@ -57,8 +57,22 @@ CORPUS = {"domains": {"fi": DOMAIN, "code": DOMAIN | {"licenses": {"PSF-2.0": 67
 TOKENS = {"domain": "fi", "side": "train", "tokens_per_word": 4.1, "bytes_per_token": 2.02}
 EVALUATION = {
     "harness": {"name": "lm-eval", "version": "0.4.13"},
-    "tasks": {"translate_fi": {"shots": 3}},
+    "tasks": {
+        "translate_fi": {
+            "shots": 3,
+            "metrics": {"chrf": 14.0},
+            "items": 7,
+            "cut": 2,
+            "version": 1.0,
+            "hash": "5c" * 32,
+            "bos": False,
+            "chat_template": False,
+        }
+    },
+    "missing": {},
+    "preset": "",
     "bos": False,
+    "context": 1024,
     "dtype": "float32",
 }
 

@@ -54,6 +54,8 @@ def test_every_figure_of_the_card_is_a_fact(tmp_path: Path) -> None:
     assert "| fi | 2.030 | 2.530 | -19.76 % | -20.51 to -19.01 | 7 | better |" in page
     assert "| translate_fi (chrf) | 14.00 | 14.25 | -0.25 points | -1.00 to +0.50 | 7 | no difference shown |" in page
     assert "lm-eval 0.4.13: translate_fi with 3 shots" in page
+    assert "| translate_fi | 3 | chrf | no | none | 1.0 | `5c5c5c5c5c5c5c5c` | 2 of 7 |" in page
+    assert "did not fit into the context of 1,024 tokens" in page
     assert "exact duplicate 3" in page
 
 

@@ -4,7 +4,8 @@ import difflib
 import importlib.util
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, Literal
@@ -14,13 +15,18 @@ from ahkio.core.config import how
 from ahkio.core.errors import UserError
 from ahkio.core.machine import package_version
 from ahkio.core.stage import Facts, Inputs, Known, Stage
+from ahkio.evaluate.benchmarks import Benchmarks
 from ahkio.evaluate.questions import Questions, read_jsonl, write_jsonl
 from ahkio.tokens.heldout import HeldOut, bits_per_byte, read_texts
 
 if TYPE_CHECKING:
+    from ahkio.evaluate.harness import TaskResult
     from ahkio.evaluate.lm import AhkioLM
+    from ahkio.evaluate.memory import Memory, RememberedLM
 
 TASKS = Path(__file__).parent / "tasks"
+ANSWERS = "answers.jsonl"
+LM_EVAL = "lm-eval"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,23 +35,32 @@ class Evaluate(Stage):
 
     items/bits_per_byte.<set>.jsonl  {"document": number, "nats", "bytes", "tokens"}
     items/<task>.jsonl               {"item": number, "hash": of all that was asked, "acc", ...} or, where text was
-                                     made, {"item", "hash", "hypothesis", "reference"}
+                                     translated, {"item", "hash", "hypothesis", "reference"}
+    lm-eval/results.json             what lm-eval's own command line writes, and
+    lm-eval/samples_<task>.jsonl     with `log_samples` all that was asked and answered
+
+    A task whose data can't be had is under "missing" in the facts, with the reason, and has no score. While it runs,
+    answers are kept in answers.jsonl, so that an evaluation that was stopped goes on.
     """
+
+    RESUMES = True
 
     model: Stage  # its artifact is a Hugging Face folder
     heldout: tuple[HeldOut, ...]
-    questions: Questions
+    questions: Questions | None = None  # which `tasks` are put on
     tasks: tuple[str, ...] = ("translation_choice", "continuation_choice", "translate_en_fi", "translate_fi_en")
+    benchmarks: Benchmarks = Benchmarks(languages=())
     prompts: tuple[str, ...] = ()  # continued freely, to be shown side by side
     prompt_tokens: int = 60  # at most so many new tokens after each of them
     documents: int = 0  # the first so many of each held-out set; 0: all
     items: int = 0  # the first so many of each task; 0: all
     context: int = 1024  # the most tokens that the model is shown
     dtype: Literal["float32", "bfloat16"] = "float32"
-    bos: bool = True  # the tokenizer's BOS before each prompt
+    bos: bool = True  # the tokenizer's BOS before each prompt; in `benchmarks` their preset decides
     seed: int = 0
     device: str = how("auto")
     tokens_per_batch: int = how(8192)
+    log_samples: bool = how(True)  # some hundreds of MB for the whole table
 
     def __post_init__(self) -> None:
         for name in self.tasks:
@@ -56,34 +71,48 @@ class Evaluate(Stage):
 
     def identity(self) -> Facts:
         """What the tasks' files say is part of what is measured."""
-        return {name: sha256(task_file(name)) for name in self.tasks}
+        return {name: sha256(task_file(name)) for name in self.tasks if self.questions}
 
     def forecast(self, known: Known) -> Facts:
         return {} if has_harness() else {"refusal": NO_HARNESS}
 
     def run(self, out: Path, inputs: Inputs) -> Facts:
-        """Measure bits per byte, put the tasks, continue the prompts."""
+        """Measure bits per byte, put the tasks and the benchmarks, continue the prompts."""
         if not has_harness():
             raise UserError(NO_HARNESS)
+        from ahkio.evaluate.memory import Memory, RememberedLM
+
+        memory = Memory(out / ANSWERS)
         seconds: dict[str, float] = {}
         with _timed(seconds, "load"):
             lm = self._load(inputs[self.model])
         with _timed(seconds, "bits_per_byte"):
-            bits = {held.name: self._bits(lm, held, inputs[held.tokens], out) for held in self.heldout}
+            remembered = RememberedLM(lm, memory)
+            bits = {held.name: self._bits(remembered, held, inputs[held.tokens], out) for held in self.heldout}
         with _timed(seconds, "tasks"):
-            tasks = self._answer(lm, inputs[self.questions].path, out)
+            told = dict(chain(self._questions(remembered, inputs, out), self._benchmarks(lm, memory, out)))
         with _timed(seconds, "samples"):
             samples = self._continue(lm)
+        tasks = {name: result for name, result in told.items() if not isinstance(result, str)}
+        self._sum_up(out, inputs[self.model].path.name, tasks)
+        (out / ANSWERS).unlink()
         return {
             "model": inputs[self.model].path.name,
             "bits_per_byte": bits,
-            "tasks": tasks,
+            "tasks": {name: result.facts for name, result in tasks.items()},
+            "missing": {name: why for name, why in told.items() if isinstance(why, str)},
             "samples": samples,
             "harness": {"name": "lm-eval", "version": package_version("lm_eval")},
             "bos": self.bos,
+            "preset": self.benchmarks.preset if self.benchmarks.table() else "",
             "dtype": self.dtype,
+            "context": self.context,
             "seconds": seconds,
         }
+
+    def progress(self, draft: Path) -> str:
+        done = len(list(draft.glob("items/*.jsonl")))
+        return f"{done} held-out sets and tasks answered" if done else ""
 
     def _load(self, model: Artifact) -> "AhkioLM":
         from ahkio.evaluate.lm import load_lm
@@ -97,11 +126,11 @@ class Evaluate(Stage):
             tokens_per_batch=self.tokens_per_batch,
         )
 
-    def _bits(self, lm: "AhkioLM", held: HeldOut, tokens: Artifact, out: Path) -> Facts:
+    def _bits(self, lm: "RememberedLM", held: HeldOut, tokens: Artifact, out: Path) -> Facts:
         """Bits per byte of one set: of the text's own tokens; BOS (or EOS in its place) is context and no more."""
-        if tokens.facts["tokenizer_sha256"] != lm.encoder.sha256:
+        if tokens.facts["tokenizer_sha256"] != lm.lm.encoder.sha256:
             raise UserError(
-                f"Held-out set {held.name!r} was made with another tokenizer than the model's ({lm.encoder.path}); "
+                f"Held-out set {held.name!r} was made with another tokenizer than the model's ({lm.lm.encoder.path}); "
                 "give its Tokens this model as tokenizer."
             )
         texts = read_texts(tokens.path, tokens.facts, self.documents)
@@ -114,16 +143,55 @@ class Evaluate(Stage):
         bits = bits_per_byte([item["nats"] for item in items], texts.sizes)
         return {"bits_per_byte": bits, "bytes": total["bytes"], "tokens": total["tokens"], "documents": len(items)}
 
-    def _answer(self, lm: "AhkioLM", questions: Path, out: Path) -> Facts:
-        if not self.tasks:
-            return {}
+    def _questions(self, lm: "RememberedLM", inputs: Inputs, out: Path) -> Iterator[tuple[str, "TaskResult"]]:
+        if not (self.tasks and self.questions):
+            return
         from ahkio.evaluate.harness import run_tasks
 
-        files = [task_file(name) for name in self.tasks]
-        results = run_tasks(lm, files, questions, shots=self.questions.shots, limit=self.items, seed=self.seed)
+        files, folder = [task_file(name) for name in self.tasks], inputs[self.questions].path
+        results = run_tasks(lm, files, folder, shots=self.questions.shots, limit=self.items, seed=self.seed)
         for name, result in results.items():
-            write_items(out, name, result.items)
-        return {name: result.facts for name, result in results.items()}
+            yield name, self._kept(out, name, result, self.bos)
+
+    def _benchmarks(self, lm: "AhkioLM", memory: "Memory", out: Path) -> Iterator[tuple[str, "TaskResult | str"]]:
+        """Each line's result, or the sentence that says why it has none."""
+        if not self.benchmarks.table():
+            return
+        from ahkio.evaluate.harness import run_benchmarks
+        from ahkio.evaluate.memory import RememberedLM
+
+        bos = self.benchmarks.bos
+        for line, result in run_benchmarks(RememberedLM(lm.with_bos(bos), memory), self.benchmarks, self.items):
+            yield line.task, result if isinstance(result, str) else self._kept(out, line.task, result, bos)
+
+    def _kept(self, out: Path, name: str, result: "TaskResult", bos: bool) -> "TaskResult":
+        """Write a result down as it comes; without its samples, which are large, it is kept for the facts."""
+        from ahkio.evaluate.layout import write_samples
+
+        write_items(out, name, result.items)
+        for task, samples in result.samples.items() if self.log_samples else ():
+            write_samples(out / LM_EVAL, task, samples)
+        return replace(result, samples={}, items=[], facts=result.facts | {"bos": bos, "chat_template": False})
+
+    def _sum_up(self, out: Path, model: str, tasks: dict[str, "TaskResult"]) -> None:
+        """results.json in lm-eval's layout."""
+        from ahkio.evaluate.layout import write_results
+
+        settings = {
+            "task_hashes": {name: result.facts["hash"] for name, result in tasks.items()},
+            "model_source": "ahkio",
+            "model_name": model,
+            "lm_eval_version": package_version("lm_eval"),
+            "chat_template": None,
+            "config": {
+                "model": "ahkio",
+                "model_args": {"max_length": self.context, "dtype": self.dtype},
+                "add_bos_token": {name: result.facts["bos"] for name, result in tasks.items()},
+                "limit": self.items or None,
+                "bootstrap_iters": 0,
+            },
+        }
+        write_results(out / LM_EVAL, [result.results for result in tasks.values()], settings)
 
     def _continue(self, lm: "AhkioLM") -> list[dict[str, str]]:
         ids = [lm.tok_encode(prompt) for prompt in self.prompts]
@@ -133,7 +201,7 @@ class Evaluate(Stage):
 
 def task_file(name: str) -> Path:
     """The YAML file of a task. Raises UserError for a name that has none."""
-    known = sorted(file.stem for file in TASKS.glob("*.yaml"))
+    known = sorted(file.stem for file in TASKS.glob("*.yaml") if "." not in file.stem)  # a dot: not a task of its own
     if name in known:
         return TASKS / f"{name}.yaml"
     near = difflib.get_close_matches(name, known, n=2) or known

@@ -1,14 +1,14 @@
-"""lm-eval run as a function: offline, quiet, seeded, without bootstrap, on question files of our own."""
+"""lm-eval run as a function: quiet, seeded, without bootstrap, on our own questions or on the field's benchmarks."""
 
 import contextlib
 import difflib
 import io
 import logging
 import tempfile
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import datasets
 import huggingface_hub.constants
@@ -22,16 +22,29 @@ from lm_eval.utils import hash_string
 from ahkio.core.errors import UserError
 from ahkio.core.stage import Facts, Inputs
 from ahkio.evaluate.asked import Asked
+from ahkio.evaluate.benchmarks import Benchmark, Benchmarks
 from ahkio.evaluate.evaluate import TASKS, task_file
-from ahkio.evaluate.spoken import with_language
+from ahkio.evaluate.mirror import reading
+from ahkio.evaluate.templates import task_texts, upstream_folders
+
+FEWSHOT_SEED = 1234  # lm-eval's own
 
 
 @dataclass(frozen=True)
 class TaskResult:
-    """What lm-eval says of one task, and each item's part of it."""
+    """What lm-eval says of one task or group, and each item's part of it.
+
+    `results` and `samples`, by task, are in lm-eval's own form.
+    """
 
     facts: Facts
     items: list[Facts]
+    results: Facts
+    samples: dict[str, list[Facts]]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Our own questions
 
 
 def run_tasks(
@@ -49,8 +62,8 @@ def run_tasks(
 def put_tasks(lm: LM, tasks: dict[str, ConfigurableTask], limit: int) -> dict[str, TaskResult]:
     """Put loaded tasks, which may have been put before, to `lm`."""
     with _offline(), _quiet():
-        results = evaluate(lm, {"tasks": tasks}, limit=limit or None, bootstrap_iters=0)
-        return {name: _result(name, task, results) for name, task in tasks.items()}
+        said = _evaluate(lm, {"tasks": tasks}, limit)
+        return {name: _result(name, {name: task}, said, lm) for name, task in tasks.items()}
 
 
 def load_task(file: Path, questions: Path, cache: Path, shots: int, seed: int) -> ConfigurableTask:
@@ -93,32 +106,156 @@ def load_named(name: str, built_in: bool) -> ConfigurableTask:
     return task
 
 
-def _result(name: str, task: ConfigurableTask, results: Any) -> TaskResult:
-    samples = sorted(results["samples"][name], key=lambda sample: sample["doc_id"])
-    metrics = list(task.aggregation())
-    figures = {key.partition(",")[0]: value for key, value in results["results"][name].items()}
-    facts = {
-        "metrics": {metric: float(figures[metric]) for metric in metrics},
-        "items": len(samples),
-        "shots": results["n-shot"][name],
-        "version": results["versions"][name],
-        "hash": hash_string("".join(_hashes(sample) for sample in samples)),
+# ---------------------------------------------------------------------------------------------------------------------
+# The field's benchmarks
+
+
+def run_benchmarks(lm: LM, benchmarks: Benchmarks, limit: int) -> Iterator[tuple[Benchmark, TaskResult | str]]:
+    """Each line of the table with its result, or with a sentence that says why there is none.
+
+    Raises UserError, before anything is asked, where lm-eval hasn't got one of the tasks.
+    """
+    with tempfile.TemporaryDirectory() as scratch:
+        manager = manager_of(benchmarks, Path(scratch, "tasks"))
+        for line in benchmarks.table():
+            try:
+                loaded = load_benchmark(manager, line, benchmarks.mirror, Path(scratch, "cache"))
+            except UserError as error:
+                yield line, f"{line.task}: {error}"
+                continue
+            with _quiet():
+                said = _evaluate(lm, loaded, limit)
+            yield line, _benchmark_result(line, loaded, said, lm)
+
+
+def manager_of(benchmarks: Benchmarks, folder: Path) -> TaskManager:
+    """lm-eval's tasks that the table names, and ours, which are written to `folder`.
+
+    Only for tasks that neither the table nor the user's folder has is lm-eval made to look through all of its own.
+    """
+    folder.mkdir()
+    for name, text in task_texts(benchmarks.translated).items():
+        (folder / name).write_text(text, encoding="utf-8")
+    own = [folder, benchmarks.folder] if benchmarks.folder else [folder]
+    asked = [line.task for line in benchmarks.table()]
+    with _quiet():
+        manager = TaskManager(include_path=[*own, *upstream_folders()], include_defaults=False)
+        if not set(asked) <= set(manager.all_tasks):
+            manager = TaskManager(include_path=own)
+    for task in asked:
+        if task not in manager.all_tasks:
+            near = difflib.get_close_matches(task, manager.all_tasks, n=3)
+            hint = f"did you mean {' or '.join(near)}?" if near else "'lm-eval ls tasks' lists what it has."
+            raise UserError(f"lm-eval has no task {task!r}; {hint}")
+    return manager
+
+
+def load_benchmark(manager: TaskManager, line: Benchmark, mirror: str, cache: Path) -> Facts:
+    """The tasks of a line, ready to be asked. Raises UserError where its data, or what scores it, can't be had."""
+    if "bleu_flores200" in line.metrics:
+        from ahkio.evaluate.scoring import flores200_bleu
+
+        flores200_bleu(fetch=not mirror)
+    with _quiet(), reading(mirror, cache), _offline() if mirror else contextlib.nullcontext():
+        try:
+            loaded: Facts = dict(manager.load(line.task))
+        except (KeyError, ImportError) as error:
+            raise UserError(f"the task needs {error}, which is not there.") from error
+    for name, task in loaded["tasks"].items():
+        _prepare(name, task, line)
+    return loaded
+
+
+def _prepare(name: str, task: ConfigurableTask, line: Benchmark) -> None:
+    if unknown := set(line.metrics) - set(_metric_names(task)):
+        raise UserError(f"{name} has no metric {min(unknown)!r}; it has: {', '.join(_metric_names(task))}.")
+    task.set_config(key="num_fewshot", value=line.shots)
+    task.set_fewshot_seed(FEWSHOT_SEED)
+    need = line.shots + (task.fewshot_cfg.split == task.config.test_split)  # lm-eval then draws one more
+    if line.shots and len(task.sampler.df) < need:
+        raise UserError(f"{name} has {len(task.sampler.df)} examples, and {need} are needed for its prompts.")
+
+
+def _benchmark_result(line: Benchmark, loaded: Facts, said: Facts, lm: LM) -> TaskResult:
+    result = _result(line.task, loaded["tasks"], said, lm)
+    figures = result.facts["metrics"]
+    parts = {
+        "metrics": {metric: figures[metric] for metric in line.metrics},
+        "other_metrics": {metric: value for metric, value in figures.items() if metric not in line.metrics},
     }
-    asked = (task.config.metadata or {}).get("language", "")
-    return TaskResult(*with_language(facts, [_item(sample, metrics) for sample in samples], asked))
+    about = {"name": line.name or line.task, "language": line.language}
+    return replace(result, facts=about | result.facts | parts)
 
 
-def _item(sample: Facts, metrics: list[str]) -> Facts:
+# ---------------------------------------------------------------------------------------------------------------------
+# What lm-eval says
+
+
+def _evaluate(lm: LM, loaded: Facts, limit: int) -> Facts:
+    return dict(evaluate(lm, loaded, limit=limit or None, bootstrap_iters=0) or {})
+
+
+def _result(name: str, tasks: Mapping[str, ConfigurableTask], said: Facts, lm: LM) -> TaskResult:
+    """What `said` holds of `name`, which is a task, or a group with several."""
+    first = next(iter(tasks.values()))
+    samples = {task: said["samples"][task] for task in tasks}
+    asked = [rows for task in tasks for rows in _by_item(samples[task])]
+    facts = {
+        "metrics": {metric: float(value) for metric, value in _figures(said["results"][name]).items()},
+        "items": len(asked),
+        "shots": first.config.num_fewshot,
+        "version": said["versions"].get(name, first.VERSION),
+        "hash": hash_string("".join(_hashes(sample) for rows in samples.values() for sample in rows)),
+        "cut": sum(_is_cut(rows[0], lm) for rows in asked),
+    }
+    items = [_item(number, rows) for number, rows in enumerate(asked)]
+    names = {name, *tasks, *said.get("group_subtasks", {})}
+    return TaskResult(facts, items, _part(said, names), samples)
+
+
+def _figures(said: Facts) -> Facts:
+    """The metrics of a task; with their filters' names where it has several."""
+    figures = {key: value for key, value in said.items() if "," in key and "_stderr," not in key}
+    return {key.removesuffix(",none"): value for key, value in figures.items()}
+
+
+def _metric_names(task: ConfigurableTask) -> list[str]:
+    filters = [one["name"] for one in task.config.filter_list or []]
+    metrics = list(task.aggregation())
+    return [f"{metric},{name}" for metric in metrics for name in filters] if filters else metrics
+
+
+def _by_item(samples: list[Facts]) -> list[list[Facts]]:
+    """The samples of each item, of which a task with several filters has as many."""
+    rows: dict[int, list[Facts]] = defaultdict(list)
+    for sample in samples:
+        rows[sample["doc_id"]].append(sample)
+    return [rows[number] for number in sorted(rows)]
+
+
+def _item(number: int, rows: list[Facts]) -> Facts:
     """An item by its number and a hash of all that was asked; then its scores, or the text made and the reference."""
-    identity = {"item": sample["doc_id"], "hash": hash_string(_hashes(sample))[:16]}
-    scores = {metric: sample[metric] for metric in metrics if isinstance(sample[metric], int | float)}
+    identity = {"item": number, "hash": hash_string(_hashes(rows[0]))[:16]}
+    named = [(f"{metric},{row['filter']}", row[metric]) for row in rows for metric in row["metrics"]]
+    scores = {name.removesuffix(",none"): float(value) for name, value in named if isinstance(value, int | float)}
     if scores:
         return identity | scores
-    return identity | {"hypothesis": sample["filtered_resps"][0], "reference": str(sample["target"])}
+    return identity | {"hypothesis": rows[0]["filtered_resps"][0], "reference": str(rows[0]["target"])}
 
 
 def _hashes(sample: Facts) -> str:
     return str(sample["doc_hash"] + sample["prompt_hash"] + sample["target_hash"])
+
+
+def _is_cut(sample: Facts, lm: LM) -> bool:
+    """Whether one of an item's prompts was too long for a model that tells, as AhkioLM does."""
+    return any(args[0] in getattr(lm, "cut", ()) for args in sample["arguments"])
+
+
+def _part(said: Facts, names: set[str]) -> Facts:
+    """lm-eval's results of some tasks alone, without the samples."""
+    tables = {key: value for key, value in said.items() if key != "samples" and isinstance(value, dict)}
+    return {key: {name: table[name] for name in table if name in names} for key, table in tables.items()}
 
 
 @contextlib.contextmanager
@@ -135,7 +272,7 @@ def _offline() -> Iterator[None]:
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
     """Keep what is printed and logged on the way off the terminal; errors still rise."""
-    loggers = [logging.getLogger(name) for name in ("lm_eval", "datasets", "sacrebleu")]
+    loggers = [logging.getLogger(name) for name in ("lm_eval", "datasets", "sacrebleu", "huggingface_hub")]
     levels = [logger.level for logger in loggers]
     try:
         for logger in loggers:

@@ -39,13 +39,18 @@ class HarnessLM(TemplateLM):
     """A model and its tokenizer as lm-eval wants them; a subclass says how the model is read.
 
     `context` is the most tokens the model is shown, as HFLM's max_length. `bos` puts the tokenizer's BOS before each
-    prompt, if it has one, as HFLM's add_bos_token.
+    prompt, if it has one, as HFLM's add_bos_token. `cut` are the prompts of which only the end was shown.
     """
 
     def __init__(self, encoder: Encoder, *, context: int, bos: bool) -> None:
         super().__init__()
         self.encoder, self.context = encoder, context
         self.head = [encoder.bos] if bos and encoder.bos is not None else []
+        self.cut: set[str] = set()
+
+    def with_bos(self, bos: bool) -> "AhkioLM":
+        """The same model, with or without BOS before its prompts."""
+        return AhkioLM(self.model, self.encoder, context=self.context, bos=bos, tokens_per_batch=self.tokens_per_batch)
 
     @abstractmethod
     def _score(self, requests: list[tuple[list[int], list[int]]]) -> list[tuple[float, bool]]:
@@ -78,6 +83,7 @@ class HarnessLM(TemplateLM):
 
     def _loglikelihood_tokens(self, requests: list[Encoded], **kwargs: Any) -> list[Answer]:
         """What requests begin with alike, be it a context or the examples before many contexts, is read once."""
+        self.cut |= {text for (text, _), *ids in requests if sum(map(len, ids)) > self.context + 1}
         fitting = [(self._fit(context, continuation), continuation) for _, context, continuation in requests]
         return [(-loss, greedy) for loss, greedy in self._score(fitting)]
 
@@ -107,6 +113,7 @@ class HarnessLM(TemplateLM):
         order = sorted(range(len(requests)), key=lambda n: (repr(settings[n]), -len(prompts[n])))
         for batch in _batches(order, settings):
             until, most, temperature = settings[batch[0]]
+            self.cut |= {requests[n].args[0] for n in batch if len(prompts[n]) > self.context - most}
             made = self.continue_prompts([prompts[n] for n in batch], most, until, temperature)
             for number, text in zip(batch, made, strict=True):
                 texts[number] = text

@@ -60,6 +60,7 @@ class Card(Stage):
             sections.data(train, corpus, [facts_of(inputs[store]) for store in self.tokens]),
             sections.results(comparison, facts_of(inputs[self.evaluation]), (base("name"), self.title)),
             sections.contamination(map(facts_of, ancestry([inputs[self.corpus]])), comparison),
+            sections.how_asked(facts_of(inputs[self.evaluation])),
             sections.figures(),
             sections.samples(comparison),
             sections.usage(self.location, export("dtype"), first_prompt(comparison)),

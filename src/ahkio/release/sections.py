@@ -253,6 +253,32 @@ def _bos(bos: object) -> str:
     return words[bos] if isinstance(bos, bool) else f"{bos} stands"
 
 
+def how_asked(evaluation: Record) -> str:
+    """With what settings each task was put; "" where there was none."""
+    rows = [
+        (
+            name,
+            task("shots"),
+            ", ".join(task("metrics")),
+            "yes" if task("bos") else "no",
+            "yes" if task("chat_template") else "none",
+            task("version"),
+            f"`{task('hash')[:16]}`",
+            f"{task('cut'):,} of {task('items'):,}",
+        )
+        for name, task in evaluation.each("tasks").items()
+    ]
+    if not rows:
+        return ""
+    head = ("Task", "Shots", "Metrics", "BOS", "Chat template", "Version", "Hash of all prompts", "Items cut")
+    preset = evaluation("preset")
+    note = (
+        f"{f'The benchmarks were put as the preset {preset!r} has it. ' if preset else ''}Of an item that was cut, its "
+        f"beginning did not fit into the context of {evaluation('context'):,} tokens:"
+    )
+    return f"### How Tasks Were Asked\n\n{note}\n\n{table(head, rows)}"
+
+
 def figures() -> str:
     return (
         "![Training loss against tokens seen](figures/loss.png)\n\n"
